@@ -1,0 +1,57 @@
+# `make` lists the targets. Needs Python 3.11 or newer with venv; everything else goes into $(VENV).
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV ?= .venv
+DEMO ?= build/demo
+BIN := $(VENV)/bin
+ROOMS := storage tasks workflows
+CODE := $(ROOMS) benchmarks examples tests docs
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint types contracts check format reference constraints clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo ## audit real DICOM files and photographs, print the path of the report
+	@test -f $(DEMO)/audit.yaml || $(BIN)/python -m examples.real.make $(DEMO)
+	@$(BIN)/lucency audit $(DEMO)/audit.yaml
+
+test: $(VENV)/.installed-test ## the whole test suite
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.installed-dev ## mypy, strict
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-dev ## which room may import what
+	$(BIN)/lint-imports --no-cache
+
+check: lint types contracts test ## all of the above
+
+format: $(VENV)/.installed-dev ## let ruff repair what it can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+reference: $(VENV)/.installed-dev ## write docs/reference/ from the code
+	$(BIN)/python -m docs.make_reference
+
+constraints: $(VENV)/.installed-dev ## pin what the environment holds
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*$$' > constraints.txt
+
+clean: ## remove what the demo, tests and tools left, not the environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lucency needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One install a set of extras: demo is what a user has, test and dev add tools.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
