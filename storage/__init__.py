@@ -1,0 +1,1 @@
+"""Floor 1: bytes in, bytes out. No torch, no Ray."""

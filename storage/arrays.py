@@ -1,0 +1,138 @@
+"""Arrays of a run: `profile.zarr`, written once as a whole, and `maps.zarr`, written shard by shard."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from storage.objects import Objects
+
+_CHUNK_BYTES = 32 << 10  # smaller inner chunks cost more in bookkeeping than they save in reading
+_PROFILE_CHUNK_BYTES = 8 << 20
+
+
+def _codecs() -> list[Any]:
+    """zstd carries no checksum by default, so damage would read back as numbers: crc32c behind it refuses."""
+    return [ZstdCodec(level=3), Crc32cCodec()]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedArray:
+    """An array on its way to Zarr: its axes' names and what its numbers mean."""
+
+    values: np.ndarray[Any, Any]
+    axes: tuple[str, ...]
+    meaning: str
+
+
+def write_arrays(run: Objects, key: str, arrays: Mapping[str, NamedArray], attributes: Mapping[str, Any]) -> None:
+    """Replace the Zarr group `key` by these arrays; the same arrays give the same bytes."""
+    run.delete(key)
+    store = run.zarr(key)
+    root = zarr.create_group(store, attributes=dict(attributes))
+    for name in sorted(arrays):
+        array = arrays[name]
+        values = np.asarray(array.values, order="C")
+        rows = max(1, _PROFILE_CHUNK_BYTES // max(1, values[:1].nbytes)) if values.ndim else 1
+        written = root.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(max(1, min(rows, values.shape[0])), *(max(1, side) for side in values.shape[1:]))
+            if values.ndim
+            else "auto",
+            compressors=_codecs(),
+            dimension_names=array.axes,
+            attributes={"meaning": array.meaning},
+        )
+        if values.size:
+            written[...] = values
+
+
+def read_array(run: Objects, key: str, name: str) -> np.ndarray[Any, Any]:
+    """One array of a group, whole. Raises FileNotFoundError (zarr's) when it is not there."""
+    array = zarr.open_array(run.zarr(key, read_only=True), path=name, mode="r")
+    return np.asarray(array[...])
+
+
+def array_names(run: Objects, key: str) -> list[str]:
+    """Paths of all arrays below the group, sorted."""
+    suffix = "/zarr.json"
+    found = []
+    for entry in run.list(key):
+        name = entry.removeprefix(f"{key}/").removesuffix(suffix)
+        if entry.endswith(suffix) and name != "zarr.json" and b'"node_type": "array"' in run.get(entry):
+            found.append(name)
+    return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class MapsPlan:
+    """The shape of `maps.zarr`: images N, images a shard, target columns T, map size (H, W)."""
+
+    images: int
+    shard_images: int
+    targets: int
+    size: tuple[int, int]
+    methods: tuple[str, ...]
+
+    def chunk_targets(self) -> int:
+        """Targets in one inner chunk: one for large maps, several where a single map is a few bytes."""
+        return max(1, min(self.targets, _CHUNK_BYTES // (2 * self.size[0] * self.size[1])))
+
+    def bytes(self) -> int:
+        """Uncompressed bytes of all maps: float16."""
+        return 2 * self.images * self.targets * self.size[0] * self.size[1] * len(self.methods)
+
+
+_MAPS = "maps.zarr"
+
+
+def create_maps(run: Objects, plan: MapsPlan, meanings: Mapping[str, str], attributes: Mapping[str, Any]) -> None:
+    """Create the empty arrays of pass 2, before any worker writes a region."""
+    run.delete(_MAPS)
+    root = zarr.create_group(run.zarr(_MAPS), attributes=dict(attributes))
+    targets = -(-plan.targets // plan.chunk_targets()) * plan.chunk_targets()
+    for method in plan.methods:
+        root.create_array(
+            method,
+            shape=(plan.images, plan.targets, *plan.size),
+            dtype="float16",
+            chunks=(1, plan.chunk_targets(), *plan.size),
+            shards=(plan.shard_images, targets, *plan.size),
+            compressors=_codecs(),
+            fill_value=float("nan"),
+            dimension_names=("image", "target", "y", "x"),
+            attributes={"meaning": meanings[method]},
+        )
+    root.create_array(
+        "classes",
+        shape=(plan.images, plan.targets),
+        dtype="int32",
+        chunks=(plan.shard_images, plan.targets),
+        compressors=_codecs(),
+        fill_value=-1,
+        dimension_names=("image", "target"),
+        attributes={"meaning": "class of each map; -1: none (rejected image, or fewer labels than columns)"},
+    )
+
+
+def write_maps(
+    run: Objects, start: int, maps: Mapping[str, np.ndarray[Any, Any]], classes: np.ndarray[Any, Any]
+) -> None:
+    """Write one whole shard's region, whose first image is row `start`. Only one task may own a shard."""
+    root = zarr.open_group(run.zarr(_MAPS), mode="r+")
+    for name, values in {**maps, "classes": classes}.items():
+        target = root[name]
+        if not isinstance(target, zarr.Array):
+            raise KeyError(name)
+        target[start : start + len(values)] = values
+
+
+def read_maps(run: Objects, method: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Maps [stop-start, T, H, W] of one method."""
+    array = zarr.open_array(run.zarr(_MAPS, read_only=True), path=method, mode="r")
+    return np.asarray(array[start:stop])

@@ -1,0 +1,203 @@
+"""Labels and boxes that somebody wrote into a CSV file, found by the image they speak of."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from storage.containers import SUFFIX
+from storage.errors import ConfigurationError
+from storage.records import Box
+
+_IMAGE_SUFFIX = re.compile(r"\.(dcm|dicom|png|jpe?g|tiff?)$", re.IGNORECASE)
+_YES = {"1", "1.0", "true"}
+_NO = {"0", "0.0", "false"}
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is known of one image. ``labels`` None: unlabelled; (): labelled, nothing positive."""
+
+    labels: tuple[str, ...] | None = None
+    split: str | None = None
+    patient: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumns:
+    """Which columns of the label file mean what; the configuration's ``archive.labels`` explains each."""
+
+    image: str = "image"
+    label: str | None = "label"
+    separator: str = "|"
+    classes: tuple[str, ...] | None = None
+    split: str | None = None
+    patient: str | None = None
+    healthy: str | None = "No Finding"
+
+
+@dataclass(frozen=True, slots=True)
+class BoxColumns:
+    """Which columns of the box file mean what; the configuration's ``archive.boxes`` explains each."""
+
+    image: str = "image"
+    label: str = "label"
+    sides: tuple[str, str, str, str] = ("x0", "y0", "x1", "y1")
+    form: Literal["corners", "size"] = "corners"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Generic[_Value]):
+    """What a CSV file says of the files of an archive, by location, and how many of its names were not found."""
+
+    by_location: Mapping[str, _Value]
+    unmatched: int
+
+
+def read_labels(payload: bytes, columns: LabelColumns) -> dict[str, Label]:
+    """Labels by the image's name in the file; several lines of one image add up.
+
+    Raises ConfigurationError that names column and line, never a value.
+    """
+    where = "archive.labels.file"
+    named = columns.classes or ((columns.label,) if columns.label else ())
+    optional = tuple(name for name in (columns.split, columns.patient) if name)
+    found: dict[str, Label] = {}
+    for line, row in _lines(payload, where, (columns.image, *named, *optional)):
+        new = Label(
+            _indicated(row, columns.classes, where, line) if columns.classes else _listed(row, columns),
+            _cell(row, columns.split),
+            _cell(row, columns.patient),
+        )
+        name = row[columns.image]
+        old = found.get(name)
+        found[name] = new if old is None else _joined(old, new, where, line)
+    return found
+
+
+def read_boxes(payload: bytes, columns: BoxColumns) -> dict[str, tuple[Box, ...]]:
+    """Boxes by the image's name in the file; a line without numbers says that the image has none.
+
+    Raises ConfigurationError that names column and line, never a value.
+    """
+    where = "archive.boxes.file"
+    found: dict[str, tuple[Box, ...]] = {}
+    for line, row in _lines(payload, where, (columns.image, columns.label, *columns.sides)):
+        name = row[columns.image]
+        box = _box(row, columns, where, line)
+        found[name] = (*found.get(name, ()), *(() if box is None else (box,)))
+    return found
+
+
+def folder_labels(locations: Collection[str], *, healthy: str | None) -> dict[str, Label]:
+    """The innermost folder's name as the label of each image; an image at the root has none."""
+    found: dict[str, Label] = {}
+    for location in locations:
+        above = location.replace("!/", "/").split("/")[:-1]
+        if above:
+            name = SUFFIX.sub("", above[-1])
+            found[location] = Label(() if name == healthy else (name,))
+    return found
+
+
+def resolve(named: Mapping[str, _Value], locations: Collection[str]) -> Resolved[_Value]:
+    """Match names to files: by path below the root, else by a file name that is unique, with its suffix or without."""
+    by_name = _unique_by_name(locations)
+    known = set(locations)
+    found: dict[str, _Value] = {}
+    unmatched = 0
+    for name, value in named.items():
+        location = name if name in known else by_name.get(name)
+        if location is None:
+            unmatched += 1
+        else:
+            found[location] = value
+    return Resolved(found, unmatched)
+
+
+def _unique_by_name(locations: Collection[str]) -> dict[str, str]:
+    found: dict[str, str | None] = {}
+    stems: dict[str, str | None] = {}
+    for location in locations:
+        name = location.rpartition("/")[2]
+        found[name] = None if name in found else location
+        stem = _IMAGE_SUFFIX.sub("", name)
+        if stem != name:
+            stems[stem] = None if stem in stems else location
+    return {name: location for name, location in (stems | found).items() if location is not None}
+
+
+def _lines(payload: bytes, where: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        text = payload.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{where}: expected a CSV file in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = reader.fieldnames or ()
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise ConfigurationError(
+            f"{where}: no column {', '.join(missing)}; the columns are {', '.join(header) or 'none'}"
+        )
+    try:
+        for row in reader:
+            if any(row.get(name) is None for name in columns):
+                raise ConfigurationError(f"{where}, line {reader.line_num}: fewer cells than columns")
+            yield reader.line_num, {name: row[name].strip() for name in columns}
+    except csv.Error:
+        raise ConfigurationError(f"{where}, line {reader.line_num}: not readable as CSV") from None
+
+
+def _cell(row: Mapping[str, str], column: str | None) -> str | None:
+    return (row[column] or None) if column else None
+
+
+def _listed(row: Mapping[str, str], columns: LabelColumns) -> tuple[str, ...] | None:
+    """Labels joined in one cell; an empty cell means unlabelled."""
+    cell = row[columns.label] if columns.label else ""
+    if not cell:
+        return None
+    parts = cell.split(columns.separator) if columns.separator else [cell]
+    names = dict.fromkeys(part.strip() for part in parts)
+    return tuple(name for name in names if name and name != columns.healthy)
+
+
+def _indicated(row: Mapping[str, str], classes: Sequence[str], where: str, line: int) -> tuple[str, ...] | None:
+    """One 0/1 cell a class. An empty cell is 0; a line of empty cells means unlabelled."""
+    positive = []
+    for name in classes:
+        cell = row[name].lower()
+        if cell in _YES:
+            positive.append(name)
+        elif cell and cell not in _NO:
+            raise ConfigurationError(f"{where}, line {line}, column {name}: expected 0, 1 or nothing")
+    return tuple(positive) if any(row[name] for name in classes) else None
+
+
+def _joined(old: Label, new: Label, where: str, line: int) -> Label:
+    for what, first, second in (("split", old.split, new.split), ("patient", old.patient, new.patient)):
+        if first and second and first != second:
+            raise ConfigurationError(f"{where}, line {line}: another {what} than an earlier line of the same image")
+    labels = old.labels if new.labels is None else (*(old.labels or ()), *new.labels)
+    distinct = None if labels is None else tuple(dict.fromkeys(labels))
+    return Label(distinct, old.split or new.split, old.patient or new.patient)
+
+
+def _box(row: Mapping[str, str], columns: BoxColumns, where: str, line: int) -> Box | None:
+    cells = [row[side] for side in columns.sides]
+    if not any(cells):
+        return None
+    try:
+        a, b, c, d = (float(cell) for cell in cells)
+    except ValueError:
+        raise ConfigurationError(f"{where}, line {line}: expected four numbers, or four empty cells") from None
+    x1, y1 = (a + c, b + d) if columns.form == "size" else (c, d)
+    if not all(map(math.isfinite, (a, b, x1, y1))) or x1 <= a or y1 <= b:
+        expected = "a width and height above 0" if columns.form == "size" else "x0 < x1 and y0 < y1"
+        raise ConfigurationError(f"{where}, line {line}: expected a box with {expected}")
+    return Box(row[columns.label], a, b, x1, y1)

@@ -1,0 +1,115 @@
+"""Labels and boxes are found by the image they speak of, and a fault in their file names column and line only."""
+
+import pytest
+
+from storage.errors import ConfigurationError
+from storage.labels import (
+    BoxColumns,
+    Label,
+    LabelColumns,
+    folder_labels,
+    read_boxes,
+    read_labels,
+    resolve,
+)
+from storage.records import Box
+
+CANARY = "MUSTERMANN"
+
+
+def test_several_labels_in_one_cell_are_split_and_the_healthy_one_means_none() -> None:
+    text = b"image,label\na,Mass|Nodule\nb,No Finding\nc,\nd,Mass\n"
+    assert read_labels(text, LabelColumns()) == {
+        "a": Label(("Mass", "Nodule")),
+        "b": Label(()),
+        "c": Label(None),
+        "d": Label(("Mass",)),
+    }
+
+
+def test_several_lines_of_one_image_add_up() -> None:
+    text = b"image,label,split\na,Mass,train\na,Nodule,\na,Mass,train\n"
+    assert read_labels(text, LabelColumns(split="split")) == {"a": Label(("Mass", "Nodule"), "train")}
+
+
+def test_one_column_a_class_by_zeros_and_ones() -> None:
+    text = "\ufeffPath,Mass,Nodule\na,1,0\nb,0,\nc,,\nd,1.0,true\n".encode()
+    assert read_labels(text, LabelColumns(image="Path", label=None, classes=("Mass", "Nodule"))) == {
+        "a": Label(("Mass",)),
+        "b": Label(()),
+        "c": Label(None),
+        "d": Label(("Mass", "Nodule")),
+    }
+
+
+def test_split_and_patient_come_from_their_columns() -> None:
+    text = b"image,label,set,who\na,Mass,test,P1\n"
+    found = read_labels(text, LabelColumns(split="set", patient="who"))["a"]
+    assert (found.split, found.patient) == ("test", "P1")
+    assert "P1" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        (b"image,finding\na,b\n", LabelColumns(), "no column label; the columns are image, finding"),
+        (b"", LabelColumns(), "no column image, label; the columns are none"),
+        (f"image,Mass\n{CANARY},-1\n".encode(), LabelColumns(label=None, classes=("Mass",)), "line 2, column Mass"),
+        (f"image,label\n{CANARY}\n".encode(), LabelColumns(), "line 2: fewer cells than columns"),
+        (b"image,label\na,\xff\n", LabelColumns(), "expected a CSV file in UTF-8"),
+        (
+            f"image,label,s\n{CANARY},x,train\n{CANARY},x,test\n".encode(),
+            LabelColumns(split="s"),
+            "line 3: another split",
+        ),
+    ],
+)
+def test_a_fault_in_a_label_file_is_found_by_line_and_quotes_nothing(
+    text: bytes, columns: LabelColumns, expected: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        read_labels(text, columns)
+    assert CANARY not in str(caught.value)
+
+
+def test_boxes_by_corners_or_by_size() -> None:
+    corners = b"image,label,x0,y0,x1,y1\na,Mass,1,2,4,6\na,Nodule,0,0,1,1\nb,Mass,,,,\n"
+    assert read_boxes(corners, BoxColumns()) == {
+        "a": (Box("Mass", 1, 2, 4, 6), Box("Nodule", 0, 0, 1, 1)),
+        "b": (),
+    }
+    sized = b"Image Index,Finding Label,x,y,w,h\na,Mass,1,2,3,4\n"
+    columns = BoxColumns("Image Index", "Finding Label", ("x", "y", "w", "h"), "size")
+    assert read_boxes(sized, columns) == {"a": (Box("Mass", 1, 2, 4, 6),)}
+
+
+@pytest.mark.parametrize("cells", ["1,2,1,6", "4,2,1,6", "1,2,nan,6", "1,2,inf,6", f"1,2,{CANARY},6", "1,,3,4"])
+def test_an_impossible_box_is_refused_by_line(cells: str) -> None:
+    with pytest.raises(ConfigurationError, match="line 2") as caught:
+        read_boxes(f"image,label,x0,y0,x1,y1\na,Mass,{cells}\n".encode(), BoxColumns())
+    assert CANARY not in str(caught.value)
+
+
+def test_an_image_is_meant_by_its_path_or_by_a_file_name_that_is_unique() -> None:
+    locations = ["x/a.png", "y/a.png", "y/b.png", "z.zip!/c.dcm", "1.2.3", "1.2.3.dcm"]
+    named = {"x/a.png": 1, "a.png": 2, "b.png": 3, "c": 4, "c.dcm": 5, "1.2": 6, "1.2.3": 7, "gone.png": 8}
+    resolved = resolve(named, locations)
+    assert resolved.by_location == {"x/a.png": 1, "y/b.png": 3, "z.zip!/c.dcm": 5, "1.2.3": 7}
+    assert resolved.unmatched == 3
+
+
+def test_a_name_without_its_suffix_is_enough_where_it_is_unique() -> None:
+    assert resolve({"scan": 1, "both": 2}, ["a/scan.dcm", "both.png", "both.dcm"]).by_location == {"a/scan.dcm": 1}
+
+
+def test_the_innermost_folder_is_the_label() -> None:
+    found = folder_labels(
+        ["train/Mass/a.png", "Mass.zip!/b.png", "x.zip!/Nodule/c.png", "No Finding/d.png", "e.png"],
+        healthy="No Finding",
+    )
+    assert found == {
+        "train/Mass/a.png": Label(("Mass",)),
+        "Mass.zip!/b.png": Label(("Mass",)),
+        "x.zip!/Nodule/c.png": Label(("Nodule",)),
+        "No Finding/d.png": Label(()),
+    }
