@@ -1,0 +1,97 @@
+"""What is drawn from one base method: its maps and their sums, with all features or the principal ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.cams.names import MethodName
+from tasks.cams.scaling import CommonScale, individual
+from tasks.cams.weights import Weights
+from tasks.classifier import Classifier
+
+SUMS = ("raw", "individual", "linear", "tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """maps: method -> float16 [B,T,H,W]; sums: `<variant>.<scale>` -> float64 [B,T]. NaN where there is no map."""
+
+    maps: dict[str, Tensor]
+    sums: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One base method, with or without feature selection, and the common scale of its archive."""
+
+    base: str
+    stored: Mapping[str, str]  # method -> raw | linear | tanh
+    mask: Tensor | None  # [C,F] bool on the device; a class without a feature has no map
+    linear: CommonScale
+    tanh: CommonScale
+
+    @property
+    def name(self) -> str:
+        return str(MethodName(self.base, selected=self.mask is not None))
+
+    def select(self, weights: Weights, classes: Tensor) -> Weights:
+        """The weights of the principal features of classes [T] or [B,T]."""
+        return weights if self.mask is None else weights.masked(self.mask[classes.clamp(min=0)])
+
+    def draw(self, saliency: Tensor, classes: Tensor) -> Drawn:
+        """Maps and sums of signed saliency [B,T,H,W], for classes [T] or [B,T]; -1 stands for none."""
+        some = classes.clamp(min=0)
+        missing = classes < 0 if self.mask is None else (classes < 0) | ~self.mask[some].any(-1)
+        maps = {
+            "raw": saliency,
+            "linear": self.linear.apply(saliency, some),
+            "tanh": self.tanh.apply(saliency, some),
+        }
+        sums = {scale: values.sum((-2, -1), dtype=torch.float64) for scale, values in maps.items()}
+        sums["individual"] = individual(saliency).sum((-2, -1), dtype=torch.float64)
+        return Drawn(
+            {
+                method: maps[scale].half().masked_fill_(missing[..., None, None], torch.nan)
+                for method, scale in self.stored.items()
+            },
+            {f"{self.name}.{scale}": sums[scale].masked_fill_(missing, torch.nan) for scale in SUMS},
+        )
+
+
+def variants_of(
+    methods: Sequence[MethodName],
+    classifier: Classifier,
+    *,
+    scale: str,
+    limits: Mapping[str, NDArray[np.float64]],
+    masks: Mapping[str, NDArray[np.bool_]],
+) -> tuple[Variant, ...]:
+    """One variant for each base method and selection asked for, in the order of their first mention.
+
+    limits [C,2] and masks [F,C] of each base method come from the profile. Raises ModelError where a class's
+    limits have no span.
+    """
+    stored: dict[tuple[str, bool], dict[str, str]] = {}
+    for method in methods:
+        stored.setdefault((method.base, method.selected), {})[str(method)] = scale if method.scaled else "raw"
+    linear, tanh = (
+        {
+            base: CommonScale.between(limits[base], classifier.classes, layer=classifier.layer, kind=kind)
+            for base, _ in stored
+        }
+        for kind in ("linear", "tanh")
+    )
+    return tuple(
+        Variant(
+            base,
+            maps,
+            torch.from_numpy(np.ascontiguousarray(masks[base].T)).to(classifier.device) if selected else None,
+            linear[base],
+            tanh[base],
+        )
+        for (base, selected), maps in stored.items()
+    )

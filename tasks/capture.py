@@ -1,0 +1,137 @@
+"""One forward that keeps the target layer's activation and a graph of the head alone.
+
+The trunk (input -> A) builds no graph: its parameters are frozen and its input needs no gradient. A hook on
+the target layer hands the head a clone of a detached leaf, so only the head (A -> z) can be differentiated.
+The clone keeps A as it was when the head begins with an in-place operation, as DenseNet's does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from storage.errors import ModelError
+from tasks.classifier import Classifier
+
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What one forward of a batch left: A and z, and the head's graph between them."""
+
+    activation: Tensor  # A [B,F,h,w] float32, detached
+    logits: Tensor  # z [B,C] float32, detached
+    _leaf: Tensor
+    _output: Tensor
+    _as_grid: Callable[[Tensor], Tensor]
+
+    def gradient(self, targets: Tensor) -> Tensor:
+        """dz_c/dA for the classes targets [B,T] of each image, all at once -> [B,T,F,h,w]."""
+        chosen = one_hot(targets.T, self.logits.shape[1]).to(self._output.dtype)
+        (gradient,) = torch.autograd.grad(
+            self._output, self._leaf, grad_outputs=chosen, is_grads_batched=True, retain_graph=True
+        )
+        grid: Tensor = self._as_grid(gradient.flatten(0, 1))
+        return grid.reshape(targets.shape[1], targets.shape[0], *grid.shape[1:]).transpose(0, 1)
+
+    def combined_gradient(self, combination: Tensor) -> Tensor:
+        """d(sum_c v_c z_c)/dA for one combination v [C] of the classes -> [B,F,h,w]."""
+        weights = combination.to(self._output).expand_as(self._output)
+        (gradient,) = torch.autograd.grad(self._output, self._leaf, grad_outputs=weights, retain_graph=True)
+        return self._as_grid(gradient)
+
+
+@contextmanager
+def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator[Callable[[Tensor], Forward]]:
+    """Yield a function from a preprocessed batch [B,channels,H,W] to its Forward.
+
+    In `bf16` the forward runs under autocast; activation, logits and gradients are float32 all the same.
+    Afterwards, also after an exception, hooks, modes and `requires_grad` are what they were, and no
+    parameter's `.grad` was touched. Raises ModelError where the layer is missing, is not one tensor of
+    [B,F,h,w], or does not lead to the logits.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    tap = _Tap(classifier.layer)
+    with _frozen(classifier.module):
+        handle = _layer(classifier).register_forward_hook(tap)
+        try:
+            yield lambda batch: _forward(classifier, tap, batch, precision)
+        finally:
+            handle.remove()
+
+
+def _layer(classifier: Classifier) -> nn.Module:
+    try:
+        return classifier.module.get_submodule(classifier.layer)
+    except AttributeError as error:
+        raise ModelError(f"model.layer {classifier.layer!r} does not exist in this model") from error
+
+
+def _forward(classifier: Classifier, tap: "_Tap", batch: Tensor, precision: str) -> Forward:
+    tap.leaves.clear()
+    autocast = torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.enable_grad(), autocast:
+        output = classifier.module(batch)
+    if len(tap.leaves) != 1:
+        raise ModelError(f"model.layer {classifier.layer!r} ran {len(tap.leaves)} times in a forward; expected once")
+    _check_logits(output, classifier, len(batch))
+    as_grid = classifier.reshape or _as_it_is
+    leaf = tap.leaves.pop()
+    activation = as_grid(leaf.detach())
+    if activation.ndim != 4:
+        raise ModelError(
+            f"model.layer {classifier.layer!r} puts out {list(activation.shape)}; "
+            "expected [batch, features, height, width]"
+        )
+    return Forward(activation, output.detach().float(), leaf, output, as_grid)
+
+
+def _check_logits(output: Any, classifier: Classifier, images: int) -> None:
+    if not isinstance(output, Tensor) or output.shape != (images, len(classifier.classes)):
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"expected logits of shape {[images, len(classifier.classes)]} from the model, got {got}")
+    if not output.requires_grad:
+        raise ModelError(f"the logits do not depend on model.layer {classifier.layer!r}: there is nothing to explain")
+
+
+def _as_it_is(activation: Tensor) -> Tensor:
+    return activation
+
+
+class _Tap:
+    """The forward hook: keeps a detached leaf of the output and hands on its clone."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        self.leaves: list[Tensor] = []
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ModelError(f"model.layer {self.layer!r} puts out a {type(output).__name__}; expected one tensor")
+        leaf = output.detach().float().requires_grad_()
+        self.leaves.append(leaf)
+        return leaf.clone().to(output.dtype)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters while it lasts."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        for submodule, _ in modes:
+            submodule.training = False
+        for parameter, _ in gradients:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+        for parameter, needed in gradients:
+            parameter.requires_grad_(needed)

@@ -1,0 +1,176 @@
+"""Pass 2: the maps of a shard, on the archive's common scale, and their sums for the consistency figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.cams.names import MethodName
+from tasks.cams.rules import RULES
+from tasks.cams.scaling import resized
+from tasks.cams.variants import SUMS, Drawn, Variant, variants_of
+from tasks.classifier import Classifier
+from tasks.profile import Truth
+from tasks.walk import Batch, Walk, check_finite
+
+NONE = -1  # no class in this column
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainSettings:
+    """targets: predicted | labelled | all | class indices; columns: T, map columns an image; map: native | input |
+    (H,W); scale: tanh | linear; batch: images a forward; precision: float32 | bf16."""
+
+    methods: tuple[MethodName, ...]
+    targets: str | tuple[int, ...] = "predicted"
+    columns: int = 1
+    map: str | tuple[int, int] = "native"
+    scale: str = "tanh"
+    batch: int = 32
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A shard's explanations. N images, T columns, C classes.
+
+    classes int32 [N,T], -1 none; logits and probabilities float32 [N,C]; maps: method -> float16 [N,T,H,W];
+    sums: `<base>.raw|individual|linear|tanh`, with `fs-` in front where features are selected -> float64 [N,T],
+    a map's sum over its cells on that scale. NaN: no class, no features known for it, or the image failed.
+    failures: position in the shard -> reason. A shard without a good image has maps of 0 x 0 cells.
+    """
+
+    classes: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    maps: dict[str, NDArray[np.float16]]
+    sums: dict[str, NDArray[np.float64]]
+    failures: dict[int, str]
+    notes: tuple[str, ...]
+
+
+def explain_shard(
+    classifier: Classifier,
+    images: Sequence[NDArray[Any]],
+    truth: Truth,
+    settings: ExplainSettings,
+    *,
+    limits: Mapping[str, NDArray[np.float64]],
+    masks: Mapping[str, NDArray[np.bool_]],
+) -> Explained:
+    """Explain decoded images [h,w] or [h,w,3] with the profile's limits [C,2] and masks [F,C] of each base method.
+
+    Maps are mixed at native resolution, resized, then scaled. Raises ModelError where a class's limits have no
+    span, or the classifier cannot be explained at its layer.
+    """
+    variants = variants_of(settings.methods, classifier, scale=settings.scale, limits=limits, masks=masks)
+    walk = Walk(classifier, images, batch=settings.batch, precision=settings.precision)
+    shard = _Shard(len(images), len(classifier.classes), settings.columns)
+
+    def explain(batch: Batch) -> _Part:
+        return _part(batch, _targets(batch, truth, settings), classifier.task, variants, settings.map)
+
+    for part in walk.run(explain):
+        shard.add(part)
+    return shard.explained(variants, walk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One batch, in main memory."""
+
+    rows: NDArray[np.int64]
+    classes: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    maps: dict[str, NDArray[np.float16]]
+    sums: dict[str, NDArray[np.float64]]
+
+
+def _part(batch: Batch, targets: Tensor, task: str, variants: Sequence[Variant], size: str | tuple[int, int]) -> _Part:
+    activation, logits = batch.forward.activation, batch.forward.logits
+    height, width = _map_size(batch, size)
+    drawn: list[Drawn] = []
+    for columns, gradient in batch.head.gradients(batch.forward, targets.clamp(min=0), height * width):
+        classes = targets[..., columns]
+        for variant in variants:
+            weights = variant.select(RULES[variant.base].weights(gradient, activation), classes)
+            saliency = resized(weights.saliency(activation), (height, width))
+            check_finite(saliency, f"the map of {variant.name}")
+            drawn.append(variant.draw(saliency, classes))
+    probabilities = logits.sigmoid() if task == "multi-label" else logits.softmax(1)
+    return _Part(
+        rows=batch.rows,
+        classes=targets.expand(len(logits), -1).cpu().numpy().astype(np.int32),
+        logits=logits.cpu().numpy(),
+        probabilities=probabilities.cpu().numpy(),
+        maps=_side_by_side([item.maps for item in drawn]),
+        sums=_side_by_side([item.sums for item in drawn]),
+    )
+
+
+def _targets(batch: Batch, truth: Truth, settings: ExplainSettings) -> Tensor:
+    """Which classes are explained: [T] where it is the same for every image, else [B,T] with -1 for none."""
+    logits = batch.forward.logits
+    if settings.targets == "predicted":
+        return logits.topk(settings.columns, dim=1).indices
+    if settings.targets == "labelled":
+        known = truth.positive[batch.rows] & truth.labelled[batch.rows, None]
+        first = np.argsort(~known, axis=1, kind="stable")[:, : settings.columns]
+        return torch.from_numpy(np.where(np.take_along_axis(known, first, 1), first, NONE)).to(logits.device)
+    classes = range(logits.shape[1]) if settings.targets == "all" else settings.targets
+    return torch.tensor(tuple(classes), device=logits.device)
+
+
+def _map_size(batch: Batch, size: str | tuple[int, int]) -> tuple[int, int]:
+    if size == "native":
+        return batch.forward.activation.shape[-2], batch.forward.activation.shape[-1]
+    return batch.size if isinstance(size, str) else size
+
+
+def _side_by_side(chunks: Sequence[dict[str, Tensor]]) -> dict[str, NDArray[Any]]:
+    """Chunks of class columns, joined by name."""
+    names = dict.fromkeys(name for chunk in chunks for name in chunk)
+    return {name: torch.cat([chunk[name] for chunk in chunks if name in chunk], 1).cpu().numpy() for name in names}
+
+
+class _Shard:
+    """The shard's arrays, filled batch by batch; what no batch fills stays NaN, or -1 for a class."""
+
+    def __init__(self, images: int, classes: int, columns: int) -> None:
+        self._classes = np.full((images, columns), NONE, np.int32)
+        self._logits = np.full((images, classes), np.nan, np.float32)
+        self._probabilities = np.full((images, classes), np.nan, np.float32)
+        self._maps: dict[str, NDArray[np.float16]] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, part: _Part) -> None:
+        self._classes[part.rows] = part.classes
+        self._logits[part.rows] = part.logits
+        self._probabilities[part.rows] = part.probabilities
+        _fill(self._maps, part.maps, part.rows, len(self._classes))
+        _fill(self._sums, part.sums, part.rows, len(self._classes))
+
+    def explained(self, variants: Sequence[Variant], walk: Walk) -> Explained:
+        images, columns = self._classes.shape
+        for variant in variants:
+            for method in variant.stored:
+                self._maps.setdefault(method, np.full((images, columns, 0, 0), np.nan, np.float16))
+            for scale in SUMS:
+                self._sums.setdefault(f"{variant.name}.{scale}", np.full((images, columns), np.nan))
+        return Explained(
+            self._classes, self._logits, self._probabilities, self._maps, self._sums, walk.failures, walk.notes
+        )
+
+
+def _fill(
+    arrays: dict[str, NDArray[Any]], parts: Mapping[str, NDArray[Any]], rows: NDArray[np.int64], images: int
+) -> None:
+    for name, values in parts.items():
+        if name not in arrays:
+            arrays[name] = np.full((images, *values.shape[1:]), np.nan, values.dtype)
+        arrays[name][rows] = values

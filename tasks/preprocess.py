@@ -1,0 +1,151 @@
+"""From decoded pixels to what the classifier wants to see: resize, crop, channels, normalisation, on its device."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+# Images are stacked up to this many pixels: small ones share their transfer and kernels, large ones go alone.
+_STACK_PIXELS = 1 << 23
+# Longer side over shorter side that is worth resizing before a centre crop.
+_LONGEST = 64
+_SCALES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+# ITU-R BT.601 luma, as torchvision's rgb_to_grayscale.
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Antialiased resize, centre crop (dark margins where the image is smaller), channels, normalisation.
+
+    resize: shorter side, or (height, width); crop: side, or (height, width); mean and std a channel, in [0, 1].
+    Raises ValueError where these do not make one input size or do not fit together.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: int | tuple[int, int] | None
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or (self.resize is not None and min(_pair(self.resize)) < 1):
+            raise ValueError(f"expected sizes of at least 1, got resize {self.resize} and crop {self.crop}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"expected 1 or 3 channels, got {self.channels}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"expected one mean and std for each of {self.channels} channel(s), "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if any(not deviation > 0 for deviation in self.std):
+            raise ValueError(f"expected std above 0, got {self.std}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"expected interpolation bilinear or bicubic, got {self.interpolation!r}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the classifier's input. Raises ValueError if images of other shapes keep theirs."""
+        if self.crop is not None:
+            return _pair(self.crop)
+        if isinstance(self.resize, tuple):
+            return self.resize
+        raise ValueError("the input size is open: give `crop`, or `resize` as height and width")
+
+    def __call__(self, images: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
+        """Decoded images -> normalised [B,channels,H,W] float32 on `device`, in their order."""
+        batch = self.picture(images, device)
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        return batch.sub_(mean).div_(std)
+
+    def picture(self, images: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
+        """The same geometry before normalisation: [B,channels,H,W] float32 in [0, 1]."""
+        batch = torch.empty((len(images), self.channels, *self.size), device=device)
+        for places, stack in _stacks(images):
+            batch[places] = self._shaped(_on_device(stack, device))
+        return batch
+
+    def _shaped(self, pixels: Tensor) -> Tensor:
+        """[b,1|3,h,w] in [0, 1] -> [b,1|channels,H,W]."""
+        if pixels.shape[1] == 3 and self.channels == 1:
+            luma = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
+            pixels = (pixels * luma).sum(dim=1, keepdim=True)
+        if self.crop is not None and isinstance(self.resize, int):
+            pixels = _trimmed(pixels)
+        height, width = self._resized(*pixels.shape[-2:])
+        if (height, width) != tuple(pixels.shape[-2:]):
+            pixels = interpolate(pixels, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
+            # Bicubic overshoots at edges; a display does not.
+            pixels = pixels.clamp_(0.0, 1.0)
+        return pixels if self.crop is None else _centre(pixels, *_pair(self.crop))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        # The longer side is cut, not rounded, as torchvision does it.
+        if height <= width:
+            return self.resize, int(self.resize * width / height)
+        return int(self.resize * height / width), self.resize
+
+
+def _stacks(images: Sequence[NDArray[Any]]) -> Iterator[tuple[list[int], NDArray[Any]]]:
+    """Images of one shape and type together, with their places in the batch.
+
+    Stacking is also the one copy that makes read-only arrays (those that Ray hands out) safe for torch.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        if image.dtype not in _SCALES or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"expected [h,w] or [h,w,3] uint8, uint16 or float32, got {image.shape} {image.dtype}")
+        groups[(image.shape, image.dtype)].append(place)
+    for places in groups.values():
+        step = max(1, _STACK_PIXELS // images[places[0]].size)
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            yield some, np.stack([images[place] for place in some])
+
+
+def _on_device(stack: NDArray[Any], device: torch.device) -> Tensor:
+    """[b,h,w] or [b,h,w,3] of any accepted type -> [b,1|3,h,w] float32 in [0, 1]."""
+    pixels = torch.from_numpy(stack).to(device)
+    if pixels.dtype == torch.uint16:
+        # torch converts the other integer types seven times faster than this one.
+        pixels = pixels.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+    pixels = pixels.unsqueeze(1) if stack.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels if stack.dtype == np.float32 else pixels.div_(_SCALES[stack.dtype])
+
+
+def _trimmed(pixels: Tensor) -> Tensor:
+    """The middle of an image that is far longer than wide: resized whole, a strip would fill the memory.
+
+    What is left out would be cropped off.
+    """
+    height, width = pixels.shape[-2:]
+    longest = _LONGEST * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return pixels[..., top : height - top, left : width - left]
+
+
+def _centre(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Centre crop [b,c,height,width], with dark margins where there is less; rounding as torchvision's."""
+    lack_y, lack_x = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
+    if lack_y or lack_x:
+        pixels = pad(pixels, (lack_x // 2, lack_x - lack_x // 2, lack_y // 2, lack_y - lack_y // 2))
+    top = round((pixels.shape[-2] - height) / 2)
+    left = round((pixels.shape[-1] - width) / 2)
+    return pixels[..., top : top + height, left : left + width]
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

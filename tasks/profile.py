@@ -1,0 +1,200 @@
+"""Pass 1: what the classifier's features and class activations are like over the archive.
+
+`profile_shard` is a pure function from a shard's images to a Profile; Profiles of shards merge into the
+archive's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from tasks.cams.rules import RULES
+from tasks.classifier import Classifier
+from tasks.reductions.distribution import Counter, Distribution
+from tasks.reductions.importance import Importance
+from tasks.reductions.moments import Moments
+from tasks.reductions.profile import KINDS, Levels, Profile
+from tasks.walk import Batch, Walk, check_finite
+
+__all__ = ["Profile", "ProfileSettings", "ShardProfile", "Truth", "predicted_classes", "profile_shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is known of a shard's images: labelled [N] whether anything is, positive [N,C] which classes."""
+
+    labelled: NDArray[np.bool_]
+    positive: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """bases: base methods; bits: histogram buckets an octave, as a power of two; extrema: also count each map's
+    minimum and maximum; batch: images a forward; precision: float32 | bf16."""
+
+    bases: tuple[str, ...]
+    bits: int = 5
+    extrema: bool = False
+    batch: int = 32
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProfile:
+    """failures: position in the shard -> reason; such images count nowhere in the profile."""
+
+    profile: Profile
+    failures: dict[int, str]
+    notes: tuple[str, ...]
+
+
+def profile_shard(
+    classifier: Classifier, images: Sequence[NDArray[Any]], truth: Truth, settings: ProfileSettings
+) -> ShardProfile:
+    """Profile decoded images [h,w] or [h,w,3]; the truth has a row for each.
+
+    Raises ModelError where the classifier cannot be explained at its layer.
+    """
+    walk = Walk(classifier, images, batch=settings.batch, precision=settings.precision)
+    tally = _Tally(len(classifier.classes), settings, classifier.device)
+    for part in walk.run(lambda batch: _part(batch, classifier.task, truth, settings)):
+        tally.add(part)
+    return ShardProfile(tally.profile(truth, classifier.task), walk.failures, walk.notes)
+
+
+def predicted_classes(logits: Tensor, task: str) -> Tensor:
+    """Which classes are predicted [B,C] bool: the largest logit, or in a multi-label task every probability
+    above one half."""
+    if task == "multi-label":
+        return logits > 0
+    return one_hot(logits.argmax(1), logits.shape[1]).bool()
+
+
+@dataclass(frozen=True, slots=True)
+class _BasePart:
+    """One base method over one batch: saliency [B,C,h,w], importance sums float64 [F,C] of each kind."""
+
+    saliency: Tensor
+    sums: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One batch. counted: kind -> [B,C] bool, which image counts for which class; None: all do."""
+
+    rows: NDArray[np.int64]
+    activation: Tensor
+    logits: Tensor
+    counted: Mapping[str, Tensor | None]
+    bases: Mapping[str, _BasePart]
+
+
+def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _Part:
+    activation, logits = batch.forward.activation, batch.forward.logits
+    true = torch.from_numpy(truth.positive[batch.rows] & truth.labelled[batch.rows, None]).to(logits.device)
+    counted = {"all": None, "true": true, "correct": true & predicted_classes(logits, task)}
+    chunks: dict[str, list[_BasePart]] = {base: [] for base in settings.bases}
+    every = torch.arange(logits.shape[1], device=logits.device)
+    for columns, gradient in batch.head.gradients(batch.forward, every, activation[0, 0].numel()):
+        for base in settings.bases:
+            weights = RULES[base].weights(gradient, activation)
+            saliency = weights.saliency(activation)
+            check_finite(saliency, f"the map of {base}")
+            totals = weights.totals(activation)
+            sums = {
+                kind: totals.summed(None if which is None else which[:, columns]) for kind, which in counted.items()
+            }
+            chunks[base].append(_BasePart(saliency, sums))
+    return _Part(batch.rows, activation, logits, counted, {base: _joined(parts) for base, parts in chunks.items()})
+
+
+def _joined(parts: Sequence[_BasePart]) -> _BasePart:
+    """Chunks of class columns side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return _BasePart(
+        torch.cat([part.saliency for part in parts], 1),
+        {kind: torch.cat([part.sums[kind] for part in parts], 1) for kind in KINDS},
+    )
+
+
+class _Tally:
+    """Adds up the batches of one shard, on the device."""
+
+    def __init__(self, classes: int, settings: ProfileSettings, device: torch.device) -> None:
+        self._classes = classes
+        self._settings = settings
+        self._device = device
+        self._rows: list[NDArray[np.int64]] = []
+        self._logits: list[Tensor] = []
+        self._features: Counter | None = None  # the first batch says how many features there are
+        self._levels = {base: _LevelCounter(classes, settings, device) for base in settings.bases}
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._images = {kind: torch.zeros(classes, dtype=torch.int64, device=device) for kind in KINDS}
+
+    def add(self, part: _Part) -> None:
+        self._rows.append(part.rows)
+        self._logits.append(part.logits)
+        for kind, which in part.counted.items():
+            self._images[kind] += len(part.rows) if which is None else which.sum(0)
+        if self._features is None:
+            self._features = Counter(part.activation.shape[1], self._settings.bits, self._device)
+        self._features.add(part.activation)
+        for base, found in part.bases.items():
+            self._levels[base].add(found.saliency)
+            if base not in self._sums:
+                self._sums[base] = dict(found.sums)
+            else:
+                for kind in KINDS:
+                    self._sums[base][kind] += found.sums[kind]
+
+    def profile(self, truth: Truth, task: str) -> Profile:
+        if self._features is None:
+            settings = self._settings
+            return Profile.empty(
+                bases=settings.bases, classes=self._classes, features=0, bits=settings.bits, extrema=settings.extrema
+            )
+        rows, logits = np.concatenate(self._rows), torch.cat(self._logits)
+        labelled = truth.labelled[rows]
+        images = {kind: counts.cpu().numpy() for kind, counts in self._images.items()}
+        return Profile(
+            images=len(rows),
+            labelled=int(labelled.sum()),
+            labels=images["true"],
+            predictions=predicted_classes(logits, task).sum(0).cpu().numpy(),
+            logits=Moments.of(logits.cpu().numpy()),
+            features=self._features.distribution(),
+            importance={
+                base: {kind: Importance(total.cpu().numpy(), images[kind]) for kind, total in sums.items()}
+                for base, sums in self._sums.items()
+            },
+            levels={base: counter.levels() for base, counter in self._levels.items()},
+        )
+
+
+class _LevelCounter:
+    """Counts class-activation cells of one base method."""
+
+    def __init__(self, classes: int, settings: ProfileSettings, device: torch.device) -> None:
+        self._cells = Counter(classes, settings.bits, device)
+        self._minima = Counter(classes, settings.bits, device) if settings.extrema else None
+        self._maxima = Counter(classes, settings.bits, device) if settings.extrema else None
+
+    def add(self, saliency: Tensor) -> None:
+        self._cells.add(saliency)
+        if self._minima is not None and self._maxima is not None:
+            self._minima.add(saliency.amin((-2, -1)))
+            self._maxima.add(saliency.amax((-2, -1)))
+
+    def levels(self) -> Levels:
+        return Levels(self._cells.distribution(), _counted(self._minima), _counted(self._maxima))
+
+
+def _counted(counter: Counter | None) -> Distribution | None:
+    return None if counter is None else counter.distribution()

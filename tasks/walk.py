@@ -1,0 +1,127 @@
+"""Walks a shard's images through the classifier: what both passes have in common.
+
+A bad image is not a bad shard: one whose activation, logits or maps are not finite numbers becomes a failure
+with a reason, and its batch is done again without it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.batching import Batches
+from tasks.cams.heads import Head
+from tasks.capture import Forward, capturing
+from tasks.classifier import Classifier
+
+Result = TypeVar("Result")
+
+_COMPARED = 4  # images of a shard that bf16 runs also run in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images of a shard after their forward."""
+
+    rows: NDArray[np.int64]  # positions in the shard
+    forward: Forward
+    head: Head
+    size: tuple[int, int]  # the classifier's input (H,W)
+
+
+class NotFinite(Exception):
+    """Raised by work on a batch: these of its images give values that are not finite."""
+
+    def __init__(self, good: Tensor, what: str) -> None:
+        super().__init__(good, what)
+        self.good = good
+        self.what = what
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise NotFinite for the images of values [B,...] with a NaN or infinity."""
+    # A sum is finite only if every term is; it is far cheaper than a look at each.
+    if not bool(torch.isfinite(values.sum())):
+        good = torch.isfinite(values).flatten(1).all(1)
+        if not bool(good.all()):
+            raise NotFinite(good, what)
+
+
+class Walk:
+    """One walk over a shard. After it, `failures` (position -> reason) and `notes` are complete."""
+
+    def __init__(self, classifier: Classifier, images: Sequence[NDArray[Any]], *, batch: int, precision: str) -> None:
+        self.failures: dict[int, str] = {}
+        self._classifier = classifier
+        self._images = images
+        self._precision = precision
+        self._batches = Batches(len(images), batch)
+        self._head: Head | None = None
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self._notes, *self._batches.notes)
+
+    def run(self, work: Callable[[Batch], Result]) -> Iterator[Result]:
+        """Yield work's result for each batch, in order; a batch without a good image has none.
+
+        Work must change nothing outside itself: it may be called again for the same images.
+        """
+        with capturing(self._classifier, precision=self._precision) as capture:
+
+            def attempt(start: int, stop: int) -> tuple[Result | None, dict[int, str]]:
+                return self._attempt(capture, np.arange(start, stop), work)
+
+            for result, failures in self._batches.run(attempt):
+                self.failures |= failures
+                if result is not None:
+                    yield result
+
+    def _attempt(
+        self, capture: Callable[[Tensor], Forward], rows: NDArray[np.int64], work: Callable[[Batch], Result]
+    ) -> tuple[Result | None, dict[int, str]]:
+        failures: dict[int, str] = {}
+        while len(rows):
+            pixels = self._pixels(rows)
+            forward = capture(pixels)
+            try:
+                check_finite(forward.activation, "the classifier's activation")
+                check_finite(forward.logits, "the classifier's output")
+                result = work(Batch(rows, forward, self._known_head(forward, rows), _size(pixels)))
+            except NotFinite as found:
+                good = found.good.cpu().numpy()
+                failures |= {int(row): f"{found.what} is not finite for this image" for row in rows[~good]}
+                rows = rows[good]
+            else:
+                return result, failures
+        return None, failures
+
+    def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
+        return self._classifier.preprocess([self._images[row] for row in rows], self._classifier.device)
+
+    def _known_head(self, forward: Forward, rows: NDArray[np.int64]) -> Head:
+        """Recognised on the shard's first batch, so that a shard's result depends on nothing but the shard."""
+        if self._head is None:
+            self._head = Head.recognise(self._classifier.module, forward, self._precision)
+            if self._precision != "float32":
+                self._notes.append(self._deviation(forward, rows))
+        return self._head
+
+    def _deviation(self, forward: Forward, rows: NDArray[np.int64]) -> str:
+        compared = rows[:_COMPARED]
+        with capturing(self._classifier) as capture:
+            exact = capture(self._pixels(compared)).logits
+        deviation = (forward.logits[: len(compared)] - exact).abs().max().item()
+        return (
+            f"{self._precision}: logits of {len(compared)} images differ from float32 by up to {deviation:.2g} "
+            f"(their largest magnitude is {exact.abs().max().item():.2g})"
+        )
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]
