@@ -1,0 +1,1 @@
+"""Configurations a user copies, with archives made from data that comes with installed packages."""

@@ -1,0 +1,1 @@
+"""A labelled archive of real handwritten digits on noisy canvases, and a classifier trained on it."""

@@ -1,0 +1,1 @@
+"""Real DICOM files and photographs from installed packages, audited with real ImageNet weights."""

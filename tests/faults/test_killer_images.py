@@ -1,0 +1,47 @@
+"""A file that ends the process that decodes it costs only itself."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image, PngImagePlugin
+
+from tests.small_audits import lucency, write_archive, write_audit
+
+# Stands for a decoder's own crash: the process ends with SIGSEGV when the pixels of a marked PNG are decoded. Python
+# runs this module at the start of every process that has its folder on PYTHONPATH, workers included.
+_CRASHING_DECODER = """
+import os, signal
+from PIL import PngImagePlugin
+
+def load(self, _load=PngImagePlugin.PngImageFile.load):
+    if self.info.get("crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return _load(self)
+
+PngImagePlugin.PngImageFile.load = load
+"""
+
+
+def test_a_file_that_kills_its_decoder_costs_only_itself(tmp_path: Path) -> None:
+    write_archive(tmp_path, 20)
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("crash", "yes")
+    Image.new("L", (64, 64)).save(tmp_path / "archive" / "0005-crash.png", pnginfo=marked)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_CRASHING_DECODER)
+    root = str(Path(__file__).parent.parent.parent)
+    done = lucency(
+        "audit",
+        str(write_audit(tmp_path, engine__attempts=1)),
+        folder=tmp_path,
+        extra={"PYTHONPATH": f"{tmp_path / 'site'}:{root}"},
+    )
+    assert done.returncode == 0, done.stderr
+    rejected = pq.read_table(tmp_path / "run" / "rejected.parquet").to_pylist()
+    catalogue = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "catalogue.parquet").to_pylist()}
+    assert [(catalogue[row["id"]]["private_location"], row["stage"], row["reason"]) for row in rejected] == [
+        ("0005-crash.png", "decode", "the process that decodes it dies")
+    ]
+    explained = set(pq.read_table(tmp_path / "run" / "cases.parquet")["id"].to_pylist())
+    assert len(catalogue) == 21
+    assert explained == set(catalogue) - {rejected[0]["id"]}

@@ -1,0 +1,82 @@
+"""An audit that is killed anywhere goes on where it stopped and ends with the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.small_audits import (
+    fingerprints,
+    kill,
+    lucency,
+    model_actors,
+    start_lucency,
+    wait_for_manifests,
+    write_archive,
+    write_audit,
+)
+
+_IMAGES = 60
+_SHARDS = 8  # the last one holds 4 images
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    write_archive(folder, _IMAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive: Path) -> dict[str, str]:
+    """What an audit leaves when nothing goes wrong."""
+    done = lucency("audit", str(write_audit(archive, run="undisturbed")), folder=archive)
+    assert done.returncode == 0, done.stderr
+    return fingerprints(archive / "undisturbed")
+
+
+@pytest.mark.parametrize("stage", ["profile", "maps"])
+def test_a_killed_driver_costs_no_finished_shard_and_no_bit(
+    archive: Path, undisturbed: dict[str, str], stage: str
+) -> None:
+    name = f"driver-{stage}"
+    run = archive / name
+    slow = write_audit(archive, run=name, slow=0.15)
+    process = start_lucency("audit", str(slow), folder=archive)
+    finished = wait_for_manifests(run, stage, 2, process)
+    kill(process)
+    committed = {path: path.stat().st_mtime_ns for path in (run / ".ledger").rglob("*.json") if "lock" not in path.name}
+    assert len(list((run / ".ledger" / stage).glob("*.json"))) < _SHARDS
+    resumed = lucency("audit", str(write_audit(archive, run=name)), folder=archive)
+    assert resumed.returncode == 0, resumed.stderr
+    assert finished
+    assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
+    assert fingerprints(run) == undisturbed
+
+
+@pytest.mark.parametrize("stage", ["profile", "maps"])
+def test_a_killed_actor_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str], stage: str) -> None:
+    name = f"actor-{stage}"
+    process = start_lucency("audit", str(write_audit(archive, run=name, slow=0.15)), folder=archive)
+    wait_for_manifests(archive / name, stage, 1, process)
+    victims = model_actors(process)
+    assert victims
+    victims[0].kill()
+    assert process.wait(timeout=240) == 0, (archive / "log").read_text()
+    assert fingerprints(archive / name) == undisturbed
+
+
+def test_a_finished_run_says_so_and_does_nothing(archive: Path, undisturbed: dict[str, str]) -> None:
+    again = lucency("audit", str(archive / "undisturbed.yaml"), "--json", folder=archive)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["state"] == "already-done"
+    assert fingerprints(archive / "undisturbed") == undisturbed
+
+
+def test_a_run_of_another_configuration_is_refused_by_the_key_that_differs(
+    archive: Path, undisturbed: dict[str, str]
+) -> None:
+    refused = lucency("audit", str(archive / "undisturbed.yaml"), "--set", "explain.map=input", folder=archive)
+    assert refused.returncode == 1
+    assert "explain.map: the run has 'native', the configuration says 'input'" in refused.stderr
+    assert fingerprints(archive / "undisturbed") == undisturbed

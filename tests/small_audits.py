@@ -1,0 +1,151 @@
+"""Small real audits for tests: a part of the digits archive, an untrained or slowed digits network, a command line."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+
+from examples.digits.canvases import draw, read_digits
+from examples.digits.digits_model import DigitsNet, classes
+from examples.digits.files import write_dicom, write_png
+
+# The same network, slowed so that a test can act in the middle of a pass; the numbers stay the same.
+_SLOW_MODEL = """
+import time
+from examples.digits.digits_model import DigitsNet, classes, preprocess
+
+class Slow(DigitsNet):
+    def forward(self, canvas):
+        time.sleep({seconds})
+        return super().forward(canvas)
+
+def factory():
+    return Slow()
+"""
+RESULTS = ("profile.zarr", "maps.zarr", "cases.parquet", "metrics.parquet", "rejected.parquet", "catalogue.parquet")
+
+
+def write_archive(folder: Path, images: int) -> None:
+    """Digits, every other one DICOM, with labels.csv beside the archive folder."""
+    archive = folder / "archive"
+    archive.mkdir(parents=True)
+    digits = read_digits()
+    canvases = draw(digits, seed=3)
+    lines = ["image,label"]
+    for number in range(images):
+        name = f"{number:04d}.{'dcm' if number % 2 else 'png'}"
+        if number % 2:
+            write_dicom(archive / name, canvases.pixels[number], number=number, inverted=number % 4 == 1)
+        else:
+            write_png(archive / name, canvases.pixels[number])
+        lines.append(f"{name},{classes[digits.values[number]]}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **overrides: object) -> Path:
+    """A configuration for the archive in `folder`: shards of 8, two actors, a fixed key. Returns its path."""
+    torch.manual_seed(7)
+    torch.save(DigitsNet().state_dict(), folder / "weights.pt")
+    (folder / "slow_digits.py").write_text(_SLOW_MODEL.format(seconds=slow))
+    (folder / "key").write_bytes(b"a key that only this test knows")
+    tree = {
+        "run": run,
+        "archive": {"location": "archive", "labels": {"file": "labels.csv"}, "key": {"file": "key"}},
+        "model": {"source": "python:slow_digits.factory", "weights": "weights.pt"},
+        "explain": {"methods": ["grad-cam", "s-grad-cam", "fs-s-grad-cam++"], "targets": "predicted"},
+        "engine": {"shard_images": 8, "batch": 4, "workers": 2},
+        "mlflow": {"enabled": False},
+    }
+    for key, value in overrides.items():
+        section, _, leaf = key.partition("__")
+        tree[section] = {**tree[section], leaf: value} if leaf else value  # type: ignore[dict-item]
+    path = folder / f"{run}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def environment() -> dict[str, str]:
+    """A process environment in which Lucency starts a Ray of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def lucency(*arguments: str, folder: Path, extra: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "workflows.cli", *arguments],
+        cwd=folder,
+        env=environment() | (extra or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def start_lucency(*arguments: str, folder: Path) -> "subprocess.Popen[str]":
+    """Start the command in `folder` and leave it running; its output goes to `folder`/log."""
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "workflows.cli", *arguments],
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def wait_for_manifests(run: Path, stage: str, count: int, process: "subprocess.Popen[str]") -> list[Path]:
+    """Wait until `count` shards of a stage are committed while the audit is still at work."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        manifests = sorted((run / ".ledger" / stage).glob("*.json"))
+        if len(manifests) >= count:
+            return manifests
+        if process.poll() is not None:
+            raise AssertionError(f"the audit ended with {process.returncode} before {count} shards of {stage}")
+        time.sleep(0.02)
+    raise AssertionError(f"{stage}: {count} shards were not committed in time")
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """End the driver the hard way and wait until its Ray is gone too (Ray's own reaper sees to that)."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, [item.name() for item in alive]
+
+
+def model_actors(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The driver's actors that hold a model, by the title that Ray gives them."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            title = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::MapWorker(MapBatches(ProfileWorker)") or title.startswith(
+            "ray::MapWorker(MapBatches(ExplainWorker)"
+        ):
+            found.append(child)
+    return found
+
+
+def fingerprints(run: Path) -> dict[str, str]:
+    """SHA-256 of every file that a run's results consist of, by its path below the run."""
+    found = {}
+    for name in RESULTS:
+        root = run / name
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file():
+                found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

@@ -1,0 +1,275 @@
+"""One audit from the archive to the report: catalogue → profile → maps → tables → report.
+
+Every stage leaves a manifest or an object that says it is done. A run that was interrupted anywhere goes on
+where it stopped, and what it leaves is the same to the byte.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+
+from storage.archive import Archive
+from storage.arrays import create_maps, write_arrays
+from storage.decode import DecodeOptions
+from storage.errors import ArchiveError
+from storage.ledger import Ledger, Manifest, hold
+from storage.objects import Objects
+from storage.tables import read_table, write_table
+from tasks.cams.names import MethodName
+from tasks.cams.scaling import CommonScale
+from tasks.profile import Profile
+from workflows.cataloguing import build_catalogue, listing_digest, open_archive
+from workflows.cluster import Placement, ray_cluster
+from workflows.configuration import Configuration
+from workflows.exemplars import write_exemplars
+from workflows.findings import write_findings
+from workflows.merging import merge_profiles
+from workflows.passes import Pass, pass_rejections, run_pass
+from workflows.plan import freeze
+from workflows.profile_arrays import named
+from workflows.progress import Progress
+from workflows.report import build_report
+from workflows.results import finish_tables
+from workflows.shards import ShardReader
+from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
+from workflows.survey import LoadedModel, Settings, archive_facts, load_model, settle, unknown_labels
+from workflows.tracking import log_run
+from workflows.workers import ExplainWorker, MapsCommit, ProfileCommit, ProfileWorker, Scales
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an audit ended. state: done | already-done."""
+
+    state: str
+    run: str
+    report: str
+    counts: dict[str, int]
+    rejected_share: float
+    mlflow: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """One audit under way."""
+
+    configuration: Configuration
+    run: Objects
+    archive: Archive
+    model: LoadedModel
+    placement: Placement
+    progress: Progress
+
+
+def audit(configuration: Configuration, progress: Progress, folder: str | None = None) -> Outcome:
+    """Audit the archive, or go on with an audit that was interrupted.
+
+    `folder` is where the configuration file lies. Raises a LucencyError of any kind; the run stays resumable.
+    """
+    run = Objects.open(configuration.run)
+    with hold(run):
+        state = read_state(run)
+        model = load_model(configuration, folder)
+        archive = open_archive(configuration.archive)
+        with ray_cluster(configuration.engine, state_folder() / "spill") as placement:
+            digests = {
+                "configuration": digest(meaning(configuration)),
+                "model": model.description.weights_sha256,
+                "archive": listing_digest(configuration.archive),
+                "device": placement.device,
+            }
+            if state is not None:
+                refuse_changes(state, configuration, digests)
+                if state["state"] == "done":
+                    return _outcome(configuration, run, state, "already-done")
+            under_way = _Audit(configuration, run, archive, model, placement, progress)
+            return _go(under_way, state, digests)
+
+
+def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) -> Outcome:
+    run, configuration = audit.run, audit.configuration
+    state = state or _begin(audit, digests)
+    facts = archive_facts(read_table(run, "catalogue.parquet"))
+    settings = settle(configuration, audit.model.description, facts)
+    audit.progress.note(freeze(configuration, audit.model, facts, settings, audit.placement).text())
+    reader = ShardReader(
+        run, audit.archive, DecodeOptions(configuration.archive.window, configuration.archive.caps.pixels)
+    )
+    package = ray.put(audit.model.package)
+    state["shards"] = {"count": facts.shards, "images": facts.shard_images}
+    with _timed(audit, state, "profile", facts.images):
+        profile = _profile_pass(audit, settings, reader, package, facts.shards)
+    with _timed(audit, state, "maps", facts.images):
+        _maps_pass(audit, settings, reader, package, facts.shards, profile)
+    state["counts"] = finish_tables(run, facts, settings.explain)
+    state["notes"] = _notes(audit, facts)
+    classes = tuple(audit.model.description.classes)
+    write_findings(run, configuration.findings, settings.profile.bases, classes, facts)
+    write_exemplars(run, configuration, audit.model, reader, profile)
+    state |= {"state": "reporting", "finished": now()}
+    write_state(run, state)
+    run.put("report.html", build_report(run).encode())
+    mlflow_run = log_run(run, configuration) if configuration.mlflow.enabled else None
+    state |= {"state": "done", "mlflow": mlflow_run}
+    write_state(run, state)
+    return _outcome(configuration, run, state, "done")
+
+
+def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
+    """Catalogue the archive, write what the run is, and only then call it begun."""
+    configuration, run = audit.configuration, audit.run
+    description = audit.model.description
+    started = time.monotonic()
+    built = build_catalogue(
+        configuration.archive,
+        shard_images=configuration.engine.shard_images,
+        shard_bytes=configuration.engine.shard_bytes,
+        progress=audit.progress,
+    )
+    facts = archive_facts(built.table)
+    if not facts.images:
+        raise ArchiveError(
+            f"the archive holds no image that can be read: {facts.catalogued} item(s) catalogued, all rejected. "
+            "Reasons: " + "; ".join(sorted(set(built.rejected["reason"].to_pylist()))[:5])
+        )
+    settle(configuration, description, facts)
+    write_table(run, "catalogue.parquet", built.table, group_rows=facts.shard_images)
+    write_table(run, "rejected.parquet", built.rejected)
+    state = {
+        "lucency": versions()["lucency"],
+        "state": "running",
+        "created": now(),
+        "configuration": configuration.model_dump(mode="json"),
+        "digests": {**digests, "catalogue": digest(built.table["id"].to_pylist())},
+        "versions": versions(),
+        "engine": {
+            "device": audit.placement.device,
+            "workers": audit.placement.workers,
+            "threads": audit.placement.threads,
+            "batch": configuration.engine.batch,
+        },
+        "counts": {"catalogued": facts.catalogued, "explained": 0, "rejected": facts.rejected},
+        "model": {**asdict(description), "source": configuration.model.source},
+        "stages": {"catalogue": {"seconds": round(time.monotonic() - started, 3), "images": facts.catalogued}},
+        "notes": [],
+    }
+    write_state(run, state)
+    return state
+
+
+def _profile_pass(
+    audit: _Audit, settings: Settings, reader: ShardReader, package: "ray.ObjectRef[Any]", shards: int
+) -> Profile:
+    run = audit.run
+    merged = Ledger(run, "merge")
+    if 0 in merged.done():
+        return Profile.from_bytes(merged.output(0, "npz"))
+    work = Pass(
+        stage="profile",
+        reader=reader,
+        worker=ProfileWorker,
+        arguments=(package, settings.profile),
+        commit=ProfileCommit(run),
+        attempts=audit.configuration.engine.attempts,
+    )
+    run_pass(work, run, dict.fromkeys(range(shards), ()), audit.placement, audit.progress)
+    profile = merge_profiles(run, range(shards))
+    limits = audit.configuration.explain.limits
+    arrays = dict(profile.arrays())
+    for base in settings.profile.bases:
+        values = profile.limits(base, source=limits.source, low=limits.low, high=limits.high)
+        arrays[f"levels/{base}/limits"] = values
+    write_arrays(run, "profile.zarr", named(arrays), {"classes": list(audit.model.description.classes)})
+    merged.commit(Manifest("merge", 0, profile.images), {"npz": profile.to_bytes()})
+    return profile
+
+
+def _maps_pass(
+    audit: _Audit,
+    settings: Settings,
+    reader: ShardReader,
+    package: "ray.ObjectRef[Any]",
+    shards: int,
+    profile: Profile,
+) -> None:
+    run = audit.run
+    scales = _scales(audit, settings, profile)
+    created = Ledger(run, "maps-created")
+    if 0 not in created.done():
+        create_maps(run, settings.maps, {str(m): _meaning(m) for m in settings.explain.methods}, {})
+        created.commit(Manifest("maps-created", 0, 0))
+    description = audit.model.description
+    work = Pass(
+        stage="maps",
+        reader=reader,
+        worker=ExplainWorker,
+        arguments=(package, settings.explain, ray.put(scales)),
+        commit=MapsCommit(
+            run, settings.maps.shard_images, settings.maps.images, tuple(description.classes), description.task
+        ),
+        attempts=audit.configuration.engine.attempts,
+    )
+    known = {item.id for item in pass_rejections(run, "profile")}
+    rows = read_table(run, "catalogue.parquet", ["id", "shard"]).to_pylist() if known else []
+    skips: dict[int, list[str]] = {shard: [] for shard in range(shards)}
+    for row in rows:
+        if row["id"] in known:
+            skips[row["shard"]].append(row["id"])
+    run_pass(work, run, skips, audit.placement, audit.progress)
+
+
+def _scales(audit: _Audit, settings: Settings, profile: Profile) -> Scales:
+    """Limits and masks from pass 1; limits that cannot make a scale are refused here, before pass 2 starts."""
+    explain = audit.configuration.explain
+    limits, masks = {}, {}
+    for base in settings.profile.bases:
+        limits[base] = profile.limits(
+            base, source=explain.limits.source, low=explain.limits.low, high=explain.limits.high
+        )
+        if any(method.selected for method in settings.explain.methods if method.base == base):
+            features = explain.features
+            masks[base] = profile.mask(base, share=features.share, rank=features.rank, importance=features.importance)
+        description = audit.model.description
+        CommonScale.between(limits[base], description.classes, layer=description.layer, kind=explain.limits.scale)
+    return Scales(limits, masks)
+
+
+def _meaning(method: MethodName) -> str:
+    kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "signed class activation, logit units"
+    return f"{kind}; principal features only" if method.selected else kind
+
+
+def _notes(audit: _Audit, facts: Any) -> list[str]:
+    """What a reader of the numbers must know, said once each."""
+    notes: dict[str, None] = {}
+    unknown = unknown_labels(audit.model.description.classes, facts)
+    if unknown:
+        notes[f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"] = None
+    for stage in ("profile", "maps"):
+        for manifest in Ledger(audit.run, stage).done().values():
+            notes |= dict.fromkeys(f"{stage}: {note}" for note in manifest.notes)
+    return list(notes)
+
+
+@contextmanager
+def _timed(audit: _Audit, state: dict[str, Any], stage: str, images: int) -> Iterator[None]:
+    """Show the stage's progress from where it stands, and keep how long it took."""
+    done = Ledger(audit.run, stage).done().values()
+    audit.progress.start(stage, images)
+    audit.progress.advance(stage, sum(manifest.images for manifest in done))
+    before = state["stages"].get(stage, {"seconds": 0.0})["seconds"]
+    started = time.monotonic()
+    yield
+    state["stages"][stage] = {"seconds": round(before + time.monotonic() - started, 3), "images": images}
+    write_state(audit.run, state)
+    audit.progress.finish(stage)
+
+
+def _outcome(configuration: Configuration, run: Objects, state: dict[str, Any], word: str) -> Outcome:
+    counts = state["counts"]
+    share = counts["rejected"] / max(1, counts["catalogued"])
+    return Outcome(word, run.location, run.path("report.html"), counts, share, state.get("mlflow"))

@@ -1,0 +1,240 @@
+"""Builds the catalogue on Ray: the archive is listed once, headers are read by many tasks."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
+from storage.catalogue import Frames, Located, arrange, catalogue_files, reject, rejected_table, rows_to_table
+from storage.errors import ArchiveError, ConfigurationError, ImageError
+from storage.identity import Identity
+from storage.labels import BoxColumns, Label, LabelColumns, folder_labels, read_boxes, read_labels, resolve
+from storage.records import Box
+from storage.roots import read_document
+from workflows import configuration
+from workflows.progress import Progress
+
+_CHUNK_FILES = 512
+_CHUNKS_A_CPU = 4
+_STAGE = "catalogue"
+_KILLED = "reading its header ended the process that read it"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltCatalogue:
+    """All that was found: ``table`` by CATALOGUE_SCHEMA, ``rejected`` the part of it that cannot be read."""
+
+    table: pa.Table
+    rejected: pa.Table
+    listing_sha256: str
+    files: int
+    bytes: int
+
+
+def open_archive(archive: configuration.Archive) -> Archive:
+    """The archive as configured; raises ArchiveError when nothing is there."""
+    return Archive.open(
+        archive.location,
+        include=archive.include,
+        exclude=archive.exclude,
+        caps=ArchiveCaps(**archive.caps.model_dump()),
+    )
+
+
+def listing_digest(archive: configuration.Archive) -> str:
+    """SHA-256 over what the archive's root lists and over the label and box files: differs when any of them changed.
+
+    Containers count by their own size and time, so that asking is cheap.
+    """
+    digest = hashlib.sha256()
+    for line in sorted(_listing_line(found) for found in open_archive(archive).outer_files()):
+        digest.update(line)
+    for table in (archive.labels, archive.boxes):
+        if table is not None and table.file is not None:
+            digest.update(hashlib.sha256(_document(table.file, "labels or boxes")).digest())
+    return digest.hexdigest()
+
+
+def build_catalogue(
+    archive_configuration: configuration.Archive, *, shard_images: int, shard_bytes: int, progress: Progress
+) -> BuiltCatalogue:
+    """List the archive, read every header in Ray tasks (Ray must be up), and arrange the rows into shards.
+
+    Raises ArchiveError for an archive that cannot be listed or is empty, ConfigurationError for label files.
+    """
+    archive = open_archive(archive_configuration)
+    digest = listing_digest(archive_configuration)
+    files, refused = _listed(archive)
+    labels, boxes = _annotations(archive_configuration, [file.location for file in files], progress)
+    if archive_configuration.split is not None:
+        files = [file for file in files if labels.get(file.location, Label()).split == archive_configuration.split]
+        refused = []
+        if not files:
+            raise ArchiveError("archive.split: no file of the archive belongs to it by the label file")
+    identity = Identity.load(file=archive_configuration.key.file, env=archive_configuration.key.env)
+    reading = _Reading(archive, identity, archive_configuration.frames, labels, boxes)
+    tables, rejections = _read_headers(reading, files, progress)
+    rejections.extend(reject(identity, item.location, item.reason) for item in refused)
+    readable = pa.concat_tables([rows_to_table([]), *tables])
+    return BuiltCatalogue(
+        arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes),
+        rejected_table(rejection for rejection, _ in sorted(rejections, key=lambda item: item[1])),
+        digest,
+        len(files) + len(refused),
+        sum(file.bytes for file in files),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What every task needs, and what only its own files need."""
+
+    archive: Archive
+    identity: Identity
+    frames: Frames
+    labels: Mapping[str, Label]
+    boxes: Mapping[str, tuple[Box, ...]]
+
+
+def _listed(archive: Archive) -> tuple[list[ArchiveFile], list[Refused]]:
+    files: list[ArchiveFile] = []
+    refused: list[Refused] = []
+    for found in archive.files():
+        if isinstance(found, ArchiveFile):
+            files.append(found)
+        else:
+            refused.append(found)
+    if not files and not refused:
+        raise ArchiveError("archive.location holds no file that `include` and `exclude` leave over")
+    return sorted(files, key=lambda file: file.location), refused
+
+
+def _listing_line(found: ArchiveFile | Refused) -> bytes:
+    rest = (str(found.bytes), found.stamp) if isinstance(found, ArchiveFile) else (found.reason,)
+    return "\0".join((found.location, *rest)).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _annotations(
+    archive: configuration.Archive, locations: Sequence[str], progress: Progress
+) -> tuple[Mapping[str, Label], Mapping[str, tuple[Box, ...]]]:
+    labels: Mapping[str, Label] = {}
+    boxes: Mapping[str, tuple[Box, ...]] = {}
+    if archive.labels is not None and archive.labels.folders:
+        labels = folder_labels(locations, healthy=archive.labels.healthy)
+    elif archive.labels is not None and archive.labels.file is not None:
+        found = resolve(
+            read_labels(_document(archive.labels.file, "archive.labels.file"), _label_columns(archive.labels)),
+            locations,
+        )
+        labels = found.by_location
+        _tell_unmatched(progress, "label", found.unmatched, len(labels))
+    if archive.split is not None and (archive.labels is None or archive.labels.split is None):
+        raise ConfigurationError("archive.split needs archive.labels.split: the column that names the split of a row")
+    if archive.boxes is not None:
+        columns = BoxColumns(archive.boxes.image, archive.boxes.label, archive.boxes.columns, archive.boxes.form)
+        placed = resolve(read_boxes(_document(archive.boxes.file, "archive.boxes.file"), columns), locations)
+        boxes = placed.by_location
+        _tell_unmatched(progress, "box", placed.unmatched, len(boxes))
+    return labels, boxes
+
+
+def _label_columns(labels: configuration.Labels) -> LabelColumns:
+    return LabelColumns(
+        labels.image,
+        labels.label,
+        labels.separator,
+        None if labels.classes is None else tuple(labels.classes),
+        labels.split,
+        labels.patient,
+        labels.healthy,
+    )
+
+
+def _document(location: str, where: str) -> bytes:
+    try:
+        return read_document(location)
+    except (ArchiveError, ImageError) as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+
+
+def _tell_unmatched(progress: Progress, what: str, unmatched: int, matched: int) -> None:
+    if unmatched:
+        progress.note(
+            f"{unmatched} names in the {what} file match no file of the archive, or several; {matched} match one"
+        )
+
+
+def _chunks(archive: Archive, files: Sequence[ArchiveFile]) -> Iterator[Sequence[ArchiveFile]]:
+    """Runs of files for one task each; a container that is read from its start stays with one task."""
+    start = 0
+    for end in range(1, len(files) + 1):
+        if end == len(files):
+            yield files[start:end]
+            return
+        scan = archive.scan_of(files[end].location)
+        together = scan is not None and scan == archive.scan_of(files[end - 1].location)
+        if end - start >= _CHUNK_FILES and not together:
+            yield files[start:end]
+            start = end
+
+
+def _read_headers(
+    reading: _Reading, files: Sequence[ArchiveFile], progress: Progress
+) -> tuple[list[pa.Table], list[Located]]:
+    """Read all headers, a bounded number of tasks at a time; a chunk whose process dies is halved."""
+    shared = ray.put((reading.archive, reading.identity, reading.frames))
+    window = (
+        max(
+            1,
+            int(ray.cluster_resources().get("CPU", 1)),
+        )
+        * _CHUNKS_A_CPU
+    )
+    waiting = list(_chunks(reading.archive, files))[::-1]
+    running: dict[Any, Sequence[ArchiveFile]] = {}
+    tables: list[pa.Table] = []
+    rejections: list[Located] = []
+    progress.start(_STAGE, len(files), "files")
+    while waiting or running:
+        while waiting and len(running) < window:
+            chunk = waiting.pop()
+            running[_submit(shared, reading, chunk)] = chunk
+        done, _ = ray.wait(list(running), num_returns=1)
+        for reference in done:
+            chunk = running.pop(reference)
+            try:
+                table, rejected = ray.get(reference)
+            except (WorkerCrashedError, OutOfMemoryError):
+                if len(chunk) > 1:
+                    waiting.extend((chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]))
+                    continue
+                table, rejected = rows_to_table([]), [reject(reading.identity, chunk[0].location, _KILLED)]
+            tables.append(table)
+            rejections.extend(rejected)
+            progress.advance(_STAGE, len(chunk))
+    progress.finish(_STAGE)
+    return tables, rejections
+
+
+def _submit(shared: Any, reading: _Reading, chunk: Sequence[ArchiveFile]) -> Any:
+    locations = [file.location for file in chunk]
+    labels = {name: reading.labels[name] for name in locations if name in reading.labels}
+    boxes = {name: reading.boxes[name] for name in locations if name in reading.boxes}
+    return _catalogue_chunk.remote(shared, chunk, labels, boxes)
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _catalogue_chunk(
+    shared: tuple[Archive, Identity, Frames],
+    files: Sequence[ArchiveFile],
+    labels: Mapping[str, Label],
+    boxes: Mapping[str, tuple[Box, ...]],
+) -> tuple[pa.Table, list[Located]]:
+    archive, identity, frames = shared
+    rows, rejections = catalogue_files(archive, files, identity=identity, frames=frames, labels=labels, boxes=boxes)
+    return rows_to_table(rows), rejections

@@ -1,0 +1,245 @@
+"""The command `lucency`. Commands import what they run when they run: `--help` needs neither torch nor Ray."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storage.errors import ConfigurationError, LucencyError
+from workflows.progress import progress_on
+
+DONE, FAILED, BAD_USAGE, ALARM = 0, 1, 2, 3
+
+_INTERRUPTED = "Interrupted. Finished shards are kept: the same command goes on where this one stopped."
+_ROOMS = ("storage", "tasks", "workflows")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lucency", prog_name="lucency")
+def main() -> None:
+    """Audit what an image classifier looks at, over a whole medical archive.
+
+    Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 done, but more images were rejected than
+    `archive.allowed_rejected` allows.
+    """
+    # Neither Ray nor MLflow reports to its makers from a hospital; someone who wants that can still set these.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+_Command = Callable[..., int | None]
+
+
+def _command(function: _Command) -> Callable[..., None]:
+    """Turn what a command returns or raises into an exit code and, with --json, a machine's answer."""
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> None:
+        with _failures(as_json=options.get("as_json", False)):
+            sys.exit(function(*arguments, **options) or DONE)
+
+    return run
+
+
+@contextmanager
+def _failures(*, as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        _fail(str(error), BAD_USAGE, as_json=as_json)
+    except LucencyError as error:
+        _fail(str(error), FAILED, as_json=as_json)
+    except KeyboardInterrupt:
+        _fail(_INTERRUPTED, FAILED, as_json=as_json)
+    except click.ClickException:
+        raise
+    except Exception as error:
+        _fail(_unexpected(error), FAILED, as_json=as_json)
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"state": "failed", "error": message, "exit_code": code}))
+    click.echo(f"lucency: {message}", err=True)
+    sys.exit(code)
+
+
+def _unexpected(error: Exception) -> str:
+    """Class and place of a fault in our code. Its text stays out: a library may have put a file's name in it."""
+    if os.environ.get("LUCENCY_TRACEBACK"):
+        return "".join(traceback.format_exception(error)).rstrip()
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent.name in _ROOMS
+    ]
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return (
+        f"unexpected {type(error).__name__}{place}. This is a fault in Lucency, and the run can be resumed. "
+        "LUCENCY_TRACEBACK=1 shows everything; that may name files of the archive, so read it before you share it."
+    )
+
+
+_configuration = click.argument("configuration", type=click.Path(path_type=Path, dir_okay=False))
+_set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one key; may be repeated.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="audit.yaml")
+@click.option("--archive", default="archive", show_default=True, help="Folder, .zip, .tar(.gz) or URL of the images.")
+@click.option("--model", default="torchvision:resnet50", show_default=True, help="The classifier, as in model.source.")
+@click.option("--weights", default="weights.pt", show_default=True, help="Its state dict; DEFAULT for torchvision's.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@_command
+def init(path: Path, archive: str, model: str, weights: str, force: bool) -> None:
+    """Write a commented configuration to start from."""
+    from workflows.starter import starter
+
+    if path.exists() and not force:
+        raise ConfigurationError(f"{path} is there already. --force replaces it.")
+    path.write_text(starter(archive=archive, source=model, weights=weights), encoding="utf-8")
+    click.echo(f"Wrote {path}. Next: lucency plan {path}")
+
+
+@main.command()
+@_configuration
+@_set
+@_json
+@_command
+def plan(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say what an audit would do and cost. Writes nothing."""
+    from workflows.configuration import load
+    from workflows.plan import plan as make_plan
+
+    loaded = load(configuration, overrides)
+    with progress_on(sys.stderr, silent=as_json) as progress:
+        made = make_plan(loaded, progress, _folder(configuration))
+    click.echo(json.dumps(made.as_json(), indent=2) if as_json else made.text())
+
+
+@main.command()
+@_configuration
+@_set
+@_json
+@_command
+def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Audit the archive, or go on with an audit that was interrupted."""
+    from workflows.audit import audit as run_audit
+    from workflows.configuration import load
+
+    loaded = load(configuration, overrides)
+    with progress_on(sys.stderr, silent=as_json) as progress:
+        outcome = run_audit(loaded, progress, _folder(configuration))
+    allowed = loaded.archive.allowed_rejected
+    too_many = outcome.rejected_share > allowed
+    if as_json:
+        click.echo(json.dumps({**asdict(outcome), "exit_code": ALARM if too_many else DONE}, indent=2))
+        return ALARM if too_many else DONE
+    if outcome.state == "already-done":
+        click.echo("This audit was finished before; nothing was done.")
+    click.echo(", ".join(f"{count:,} {name}" for name, count in outcome.counts.items()))
+    click.echo(f"Report: {outcome.report}")
+    if too_many:
+        click.echo(f"{outcome.rejected_share:.1%} of the images were rejected; allowed are {allowed:.1%}.", err=True)
+    return ALARM if too_many else DONE
+
+
+@main.command()
+@_configuration
+@click.option("--address", required=True, metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
+@_set
+@_json
+@_command
+def submit(configuration: Path, address: str, no_wait: bool, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Run the audit as a job of a Ray cluster; stream its log, return its exit code."""
+    from workflows.configuration import load
+    from workflows.submit import submit as submit_audit
+
+    loaded = load(configuration, overrides)
+    job = submit_audit(loaded, Path(_folder(configuration)), address, wait=not no_wait, say=_to_stderr)
+    if as_json:
+        click.echo(json.dumps(asdict(job), indent=2))
+    return DONE if job.exit_code is None else job.exit_code
+
+
+@main.command()
+@click.argument("run")
+@click.option("--log", is_flag=True, help="Also log the run to MLflow, as its configuration says.")
+@click.option("--mlflow", "uri", metavar="URI", help="With --log: this MLflow server instead.")
+@_json
+@_command
+def report(run: str, log: bool, uri: str | None, as_json: bool) -> int:
+    """Build report.html of a finished run again."""
+    from storage.objects import Objects
+    from workflows.report import build_report
+
+    if uri is not None and not log:
+        raise ConfigurationError("--mlflow says where to log: add --log.")
+    objects = Objects.open(run)
+    stored = _stored_configuration(objects, run)
+    objects.put("report.html", build_report(objects).encode())
+    answer: dict[str, str | None] = {"report": objects.path("report.html"), "mlflow": None}
+    if log:
+        from workflows.tracking import log_run
+
+        changes: dict[str, Any] = {"enabled": True} | ({"uri": uri} if uri else {})
+        tracking = stored.mlflow.model_copy(update=changes)
+        answer["mlflow"] = log_run(objects, stored.model_copy(update={"mlflow": tracking}))
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(f"Report: {answer['report']}")
+        if answer["mlflow"]:
+            click.echo(f"MLflow run: {answer['mlflow']}")
+    return FAILED if log and answer["mlflow"] is None else DONE
+
+
+@main.command()
+@click.argument("configuration", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--address", metavar="URL", help="Also check this cluster's dashboard, such as http://127.0.0.1:8265.")
+@_set
+@_json
+@_command
+def doctor(configuration: Path | None, address: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Check this machine, and with CONFIGURATION what the audit needs, and say what to do."""
+    from workflows.configuration import load
+    from workflows.doctor import examine
+
+    loaded = None if configuration is None else load(configuration, overrides)
+    checks = examine(loaded, address)
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            click.echo(check.text())
+    return FAILED if any(check.state == "fail" for check in checks) else DONE
+
+
+def _folder(configuration: Path) -> str:
+    return str(configuration.resolve().parent)
+
+
+def _to_stderr(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _stored_configuration(objects: Any, run: str) -> Any:
+    from workflows.configuration import check
+    from workflows.state import read_state
+
+    state = read_state(objects)
+    if state is None:
+        raise ConfigurationError(f"{run}: no run is here; `lucency audit` makes one.")
+    return check(state["configuration"], "run.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""The one YAML file that describes an audit, checked at the door.
+
+Unknown keys and impossible values are refused before Ray starts, with the path to the key and what
+was expected. ``--set a.b=c`` overrides a key before the check, so an override is held to the same rules.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from storage.errors import ConfigurationError
+from tasks.cams.names import BASE_METHODS, MethodName
+
+_Positive = Annotated[int, Field(ge=1)]
+_Side = _Positive | tuple[_Positive, _Positive]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Labels(_Section):
+    """Where the labels come from: a CSV file, or the names of the folders images lie in."""
+
+    file: str | None = Field(None, description="CSV, path or URL; relative to the configuration file")
+    folders: bool = Field(False, description="the innermost folder's name is the label")
+    image: str = Field("image", description="CSV column with the path below the root, or a unique file name")
+    label: str | None = Field("label", description="CSV column with the label, or several joined by `separator`")
+    separator: str = Field("|", description="separates several labels in one cell (NIH: |)")
+    classes: list[str] | None = Field(None, description="instead of `label`: one 0/1 column a class, by these names")
+    split: str | None = Field(None, description="CSV column that names the split of a row")
+    patient: str | None = Field(None, description="CSV column with the patient, where the images do not say")
+    healthy: str | None = Field("No Finding", description="a label that means: labelled, and none of the classes")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Labels":
+        if self.file is not None and self.folders:
+            raise ValueError("labels come from `file` or from `folders`, not from both")
+        if self.file is None and not self.folders:
+            raise ValueError("expected `file: labels.csv` or `folders: true`")
+        return self
+
+
+class Boxes(_Section):
+    """Where the boxes come from: a CSV file with one box a row."""
+
+    file: str
+    image: str = "image"
+    label: str = "label"
+    columns: tuple[str, str, str, str] = ("x0", "y0", "x1", "y1")
+    form: Literal["corners", "size"] = Field("corners", description="x0,y0,x1,y1 or x,y,width,height")
+
+
+class Key(_Section):
+    """The secret under which ids are made; without one, a fresh key is drawn for the run."""
+
+    file: str | None = None
+    env: str | None = None
+
+
+class Caps(_Section):
+    """What an archive may cost before it is refused; every excess is a rejection with the reason."""
+
+    members: _Positive = Field(10_000_000, description="files in one container")
+    file_bytes: _Positive = Field(4 << 30, description="bytes of one file, unpacked")
+    ratio: float = Field(200.0, gt=1, description="unpacked bytes over packed bytes of one member")
+    nesting: int = Field(2, ge=0, description="containers inside containers")
+    pixels: _Positive = Field(100_000_000, description="rows x columns x samples of one frame")
+    frames: _Positive = Field(100_000, description="frames of one file")
+
+
+class Archive(_Section):
+    """What is audited."""
+
+    location: str = Field(description="folder, .zip, .tar, .tar.gz, or object-store URL")
+    include: list[str] = Field(["**"], description="globs on the path below the root")
+    exclude: list[str] = Field([], description="globs that are not part of the archive (label files)")
+    frames: Literal["all", "middle"] | _Positive = Field("middle", description="all, middle, or n for every n-th")
+    labels: Labels | None = None
+    boxes: Boxes | None = None
+    split: str | None = Field(None, description="audit only this split")
+    key: Key = Key()
+    caps: Caps = Caps()
+    window: int | Literal["widest", "narrowest"] = Field(0, description="which of several windows, by index or width")
+    allowed_rejected: float = Field(1.0, ge=0, le=1, description="share of rejects above which the exit code is 3")
+
+
+class Input(_Section):
+    """What the model wants to see. Keys left out are taken from the model's own description."""
+
+    resize: _Side | None = Field(None, description="shorter side, or height and width")
+    crop: _Side | None = Field(None, description="centre crop after the resize")
+    channels: Literal[1, 3] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+
+
+class Model(_Section):
+    """The classifier."""
+
+    source: str = Field(description="torchvision:NAME, python:module.factory, mlflow:models:/N@ALIAS, export:FILE.pt2")
+    weights: str | None = Field(None, description="file or URL of a state dict; `DEFAULT` fetches torchvision's")
+    classes: list[str] | str | None = Field(None, description="names, or a text file with one a line")
+    layer: str = Field("auto", description="target layer by name; auto takes the last spatial one")
+    task: Literal["one-label", "multi-label"] = "one-label"
+    input: Input = Input()
+    trust: Literal["weights", "pickle"] = "weights"
+
+
+class Limits(_Section):
+    """The common scale of S-CAM."""
+
+    source: Literal["pixel", "extrema"] = Field("pixel", description="of cells, or of images' extremes")
+    low: float = Field(0.10, ge=0, lt=1, description="P10's share")
+    high: float = Field(0.90, gt=0, le=1, description="P90's share")
+    scale: Literal["tanh", "linear"] = "tanh"
+    bits: int = Field(5, ge=1, le=7, description="histogram buckets an octave, as a power of two")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Limits":
+        if self.low >= self.high:
+            raise ValueError(f"expected low < high, got {self.low} and {self.high}")
+        return self
+
+
+class Features(_Section):
+    """Which features FS-CAM keeps."""
+
+    share: float = Field(0.05, gt=0, le=1, description="rho: share of the features kept a class")
+    rank: Literal["value", "absdiff"] = "value"
+    importance: Literal["all", "true", "correct"] = "all"
+
+
+def _check_methods(names: Any) -> Any:
+    for name in names if isinstance(names, list) else []:
+        MethodName.parse(name)
+    return names
+
+
+class Explain(_Section):
+    """What is computed."""
+
+    methods: Annotated[list[str], BeforeValidator(_check_methods)] = Field(
+        ["grad-cam", "s-grad-cam"],
+        min_length=1,
+        description=f"[fs-][s-]METHOD with METHOD one of {', '.join(BASE_METHODS)}; each is one stored map",
+    )
+    targets: Literal["predicted", "labelled", "all"] | Annotated[list[str], Field(min_length=1)] = "predicted"
+    limits: Limits = Limits()
+    features: Features = Features()
+    map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
+    precision: Literal["float32", "bf16"] = "float32"
+
+    @model_validator(mode="after")
+    def _no_doubles(self) -> "Explain":
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("a method is listed twice")
+        return self
+
+
+class Engine(_Section):
+    """How the work is cut and where it runs. Shard plan and batch fix the result to the bit."""
+
+    address: str | None = Field(None, description="Ray cluster to join; none starts one on this machine")
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    shard_images: _Positive = Field(256, description="images a shard: unit of work, retry, commit and Zarr shard")
+    shard_bytes: _Positive = Field(512 << 20, description="decoded bytes a shard may reach; more halves shard_images")
+    batch: _Positive = Field(32, description="images a forward")
+    workers: _Positive | None = Field(None, description="model actors at most; none: one a GPU, or one a CPU core")
+    threads: _Positive = Field(1, description="torch threads of a CPU actor; another number may change the last bits")
+    attempts: _Positive = Field(2, description="tries a shard gets before it is searched for the image that kills it")
+    spill: str | None = Field(None, description="where Ray may spill pixels in clear; none: the run's state folder")
+
+
+class Tracking(_Section):
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="MLflow server; none: sqlite in the project's .lucency folder")
+    experiment: str = "lucency"
+
+
+class Report(_Section):
+    title: str = "Lucency audit"
+    pictures: bool = Field(True, description="show images in the report; they are patient pixels")
+    burned_in: bool = Field(False, description="also show images whose DICOM header says they carry burned-in text")
+
+
+class Findings(_Section):
+    """From which number on something is listed as a finding."""
+
+    silent: float = Field(0.001, ge=0, le=1, description="share of cells above zero below which a feature is silent")
+    dominant: float = Field(0.25, gt=0, le=1, description="share of a class's importance that makes a feature dominant")
+
+
+class Configuration(_Section):
+    """One audit."""
+
+    run: str = Field(description="run directory, or object-store URL")
+    archive: Archive
+    model: Model
+    explain: Explain = Explain()
+    engine: Engine = Engine()
+    mlflow: Tracking = Tracking()
+    findings: Findings = Findings()
+    report: Report = Report()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Configuration:
+    """Read, override and check a configuration. Relative paths in it are taken from its own folder.
+
+    Raises ConfigurationError that lists every fault as `key: what was expected (got ...)`.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path}: no such file. `lucency init` writes one to start from.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{path}: expected keys `run`, `archive` and `model`, got {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    configuration = check(tree, str(path))
+    return _anchored(configuration, path.resolve().parent)
+
+
+def check(tree: dict[str, Any], name: str = "configuration") -> Configuration:
+    """Validate a tree of plain values; raises ConfigurationError that lists every fault."""
+    try:
+        return Configuration.model_validate(tree)
+    except ValidationError as error:
+        faults = [_fault(item) for item in error.errors()]
+        raise ConfigurationError("\n".join([f"{name}: {len(faults)} fault(s)", *faults])) from error
+
+
+def _fault(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "(top)"
+    if item["type"] == "extra_forbidden":
+        return f"  {where}: unknown key"
+    if item["type"] == "missing":
+        return f"  {where}: missing"
+    return f"  {where}: {item['msg']} (got {item['input']!r})"
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"--set {override}: expected KEY=VALUE, like engine.batch=16")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigurationError(f"--set {override}: `{parent}` is a value, not a section")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _anchored(configuration: Configuration, folder: Path) -> Configuration:
+    """Make relative paths absolute, so that workers in other directories find the same files."""
+
+    def anchor(value: str | None) -> str | None:
+        if value is None or "://" in value or Path(value).is_absolute():
+            return value
+        return str(folder / value)
+
+    archive, model = configuration.archive, configuration.model
+    labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
+    boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
+    key = archive.key.model_copy(update={"file": anchor(archive.key.file)})
+    classes = anchor(model.classes) if isinstance(model.classes, str) else model.classes
+    weights = model.weights if model.weights in (None, "DEFAULT") else anchor(model.weights)
+    source = model.source
+    if source.startswith("export:"):
+        source = f"export:{anchor(source.removeprefix('export:'))}"
+    return configuration.model_copy(
+        update={
+            "run": anchor(configuration.run),
+            "archive": archive.model_copy(
+                update={"location": anchor(archive.location), "labels": labels, "boxes": boxes, "key": key}
+            ),
+            "model": model.model_copy(update={"classes": classes, "weights": weights, "source": source}),
+        }
+    )

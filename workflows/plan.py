@@ -1,0 +1,169 @@
+"""The stage graph of an audit, frozen and printed before anything runs."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.classifier import Classifier
+from workflows.cataloguing import build_catalogue
+from workflows.cluster import Placement, ray_cluster
+from workflows.configuration import Configuration
+from workflows.progress import Progress
+from workflows.state import state_folder
+from workflows.survey import ArchiveFacts, LoadedModel, Settings, archive_facts, load_model, settle
+
+_HISTOGRAM_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: how often it runs, over what, and what that costs. Bytes are uncompressed."""
+
+    name: str
+    runs_on: str
+    shards: int
+    images: int
+    reads: int
+    writes: int
+    forwards: int
+    device_hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `lucency audit` will do."""
+
+    run: str
+    model: str
+    layer: str
+    head: str
+    device: str
+    workers: int
+    catalogued: int
+    rejected: int
+    shard_images: int
+    map_bytes: dict[str, int]
+    worker_bytes: int
+    store_bytes: int
+    seconds_a_forward: float
+    measured_on: str
+    stages: tuple[Stage, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """For a terminal of 80 columns."""
+        lines = [
+            f"model    {self.model}, layer {self.layer}, head {self.head}",
+            f"device   {self.workers} x {self.device}; memory a worker about {_size(self.worker_bytes)}, "
+            f"shared store {_size(self.store_bytes)}",
+            f"archive  {self.catalogued} catalogued, {self.rejected} rejected by their headers, "
+            f"{self.shard_images} images a shard",
+            "",
+            f"{'stage':<10}{'on':<8}{'shards':>7}{'images':>9}{'reads':>10}{'writes':>10}{'forwards':>10}{'dev. h':>9}",
+        ]
+        for stage in self.stages:
+            hours = "-" if stage.device_hours is None else f"{stage.device_hours:.3f}"
+            lines.append(
+                f"{stage.name:<10}{stage.runs_on:<8}{stage.shards:>7}{stage.images:>9}{_size(stage.reads):>10}"
+                f"{_size(stage.writes):>10}{stage.forwards:>10}{hours:>9}"
+            )
+        lines += ["", "maps (float16, before compression)"]
+        lines += [f"  {name:<28}{_size(count):>10}" for name, count in self.map_bytes.items()]
+        lines += [
+            "",
+            f"Device hours: {self.seconds_a_forward * 1000:.1f} ms a forward, measured on {self.measured_on}.",
+            f"run      {self.run}",
+        ]
+        return "\n".join(lines)
+
+
+def plan(configuration: Configuration, progress: Progress, folder: str | None = None) -> Plan:
+    """Catalogue the archive, try the model, and say what an audit would do. Writes nothing."""
+    engine = configuration.engine
+    model = load_model(configuration, folder)
+    with ray_cluster(engine, state_folder() / "spill") as placement:
+        built = build_catalogue(
+            configuration.archive,
+            shard_images=engine.shard_images,
+            shard_bytes=engine.shard_bytes,
+            progress=progress,
+        )
+        facts = archive_facts(built.table)
+        return freeze(configuration, model, facts, settle(configuration, model.description, facts), placement)
+
+
+def freeze(
+    configuration: Configuration, model: LoadedModel, archive: ArchiveFacts, settings: Settings, placement: Placement
+) -> Plan:
+    """Put numbers to each stage."""
+    seconds, measured_on = _seconds_a_forward(model.classifier, placement)
+    hours = archive.images * seconds / 3600
+    head_passes = archive.images
+    features, classes = model.description.features, len(model.description.classes)
+    bases = len(settings.profile.bases)
+    bins = 2 * (255 << settings.profile.bits)
+    profile_bytes = bases * (3 * features * classes + bins * classes) * 8 + bins * features * _HISTOGRAM_BYTES
+    weights = sum(tensor.nbytes for tensor in model.classifier.module.state_dict().values())
+    stages = (
+        Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
+        Stage(
+            "profile", placement.device, archive.shards, archive.images, archive.file_bytes,
+            profile_bytes, head_passes, hours,
+        ),
+        Stage(
+            "maps", placement.device, archive.shards, archive.images, archive.file_bytes,
+            settings.maps.bytes(), head_passes, hours,
+        ),
+        Stage("report", "driver", 1, archive.images, 0, 0, 0, None),
+    )  # fmt: skip
+    return Plan(
+        run=configuration.run,
+        model=configuration.model.source,
+        layer=model.description.layer,
+        head=model.description.head,
+        device=placement.device,
+        workers=placement.workers,
+        catalogued=archive.catalogued,
+        rejected=archive.rejected,
+        shard_images=archive.shard_images,
+        map_bytes={name: settings.maps.bytes() // len(settings.maps.methods) for name in settings.maps.methods},
+        worker_bytes=2 * weights + profile_bytes,
+        store_bytes=archive.shard_bytes * (placement.workers + 2),
+        seconds_a_forward=seconds,
+        measured_on=measured_on,
+        stages=stages,
+    )
+
+
+def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[float, str]:
+    """A forward's seconds an image on the driver's CPU, on as many threads as a worker has."""
+    batch = 4
+    height, width = classifier.preprocess.size
+    images = [np.zeros((height, width), np.uint8)] * batch
+    inputs = classifier.preprocess(images, torch.device("cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(placement.threads)
+    try:
+        with torch.inference_mode():
+            classifier.module(inputs)
+            start = time.perf_counter()
+            classifier.module(inputs)
+            seconds = (time.perf_counter() - start) / batch
+    finally:
+        torch.set_num_threads(threads)
+    where = "this machine's CPU" + ("; a GPU will be faster" if placement.device == "cuda" else "")
+    return seconds, where
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,38 @@
+"""Models of an MLflow registry, read from the artifacts they were logged as."""
+
+import tempfile
+from pathlib import Path
+
+from storage.errors import ModelError
+
+_EXPORTED, _PICKLED = "data/model.pt2", "data/model.pth"  # where mlflow.pytorch puts the model
+
+
+def fetch_registered(uri: str, *, server: str | None, trust: str) -> tuple[str, bytes]:
+    """Download a model like `models:/NAME@ALIAS`; returns what it is (`export` or `pickle`) and the file's bytes.
+
+    `server` is the MLflow server or database; none: the one MLflow is set to (MLFLOW_TRACKING_URI).
+    Raises ModelError when it cannot be had, is no PyTorch model, or needs pickle and is not trusted with it.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="lucency-model-") as scratch:
+        try:
+            found = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=server, registry_uri=server)
+        except (MlflowException, OSError) as error:
+            raise ModelError(
+                f"model.source: {uri} cannot be had from MLflow: {type(error).__name__}. "
+                "Are the name, the version or alias, and mlflow.uri right?"
+            ) from error
+        exported, pickled = Path(found, _EXPORTED), Path(found, _PICKLED)
+        if exported.is_file():
+            return "export", exported.read_bytes()
+        if not pickled.is_file():
+            raise ModelError(f"model.source: {uri} is not a PyTorch model logged with mlflow.pytorch.log_model.")
+        if trust != "pickle":
+            raise ModelError(
+                f"model.source: {uri} was logged with pickle. Log it with serialization_format='pt2', or, if you "
+                "trust who made it with running code on this machine, set `model.trust: pickle`."
+            )
+        return "pickle", pickled.read_bytes()

@@ -1,0 +1,175 @@
+"""The figures of the engineering part, as tables whose cells hold bars and strips: legible on any screen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workflows.report.gallery import Picture
+from workflows.report.painting import Array, colour_map, data_uri
+from workflows.report.results import EVERY_CLASS, Importance, Levels, Results
+from workflows.report.wording import correlation, number, percent
+
+SHOWN_CLASSES = 24  # more rows are no longer looked at; the arrays hold all of them
+_PRINCIPAL = 5
+_STRIP_COLUMNS = 480
+_SCALES = {
+    "raw": "not scaled",
+    "individual": "scaled by itself",
+    "linear": "common scale, linear",
+    "tanh": "common scale, tanh (S-CAM)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LevelRow:
+    """One class's levels, worded in logit units. thin: P1 to P99, thick: the limits; start and width in percent."""
+
+    name: str
+    low: str
+    middle: str
+    high: str
+    thin: tuple[float, float]
+    thick: tuple[float, float]
+    median: float
+
+
+@dataclass(frozen=True, slots=True)
+class LevelTable:
+    """zero: where 0 lies, percent; axis: the numbers at both ends."""
+
+    base: str
+    rows: tuple[LevelRow, ...]
+    zero: float
+    axis: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceRow:
+    """principal: the strongest features and their share of what speaks for the class."""
+
+    name: str
+    light: Picture
+    dark: Picture
+    principal: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceTable:
+    """bound: the contribution at full colour; half: features that hold half of what speaks for a class, median."""
+
+    base: str
+    rows: tuple[ImportanceRow, ...]
+    bound: str
+    features_a_column: int
+    half: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyRow:
+    method: str
+    scale: str
+    pearson: str
+    spearman: str
+    n: int
+
+
+def shown_classes(results: Results) -> list[int]:
+    """All classes where they are few, else those with examples and those most often answered, in the model's order."""
+    count = len(results.record.model.classes)
+    if count <= SHOWN_CLASSES:
+        return list(range(count))
+    examples = [] if results.exemplars is None else [int(c) for c in results.exemplars.classes]
+    frequent = [int(c) for c in np.argsort(-results.answered, kind="stable")]
+    return sorted(list(dict.fromkeys(examples + frequent))[:SHOWN_CLASSES])
+
+
+def level_table(results: Results, levels: Levels, shown: list[int]) -> LevelTable:
+    limits, quantiles = levels.limits[shown], levels.quantiles[shown]
+    first = min(0.0, float(limits.min()), float(quantiles.min()))
+    last = max(0.0, float(limits.max()), float(quantiles.max()))
+    extent = (last - first) or 1.0
+
+    def bar(low: float, high: float) -> tuple[float, float]:
+        return 100 * (low - first) / extent, 100 * (high - low) / extent
+
+    rows = tuple(
+        LevelRow(
+            name=results.record.model.classes[c],
+            low=number(low),
+            middle=number(median),
+            high=number(high),
+            thin=bar(lowest, highest),
+            thick=bar(low, high),
+            median=bar(median, median)[0],
+        )
+        for c, (low, high), (lowest, median, highest) in zip(shown, limits.tolist(), quantiles.tolist(), strict=True)
+    )
+    return LevelTable(levels.base, rows, 100 * -first / extent, (number(first), number(last)))
+
+
+def feature_order(matrix: Array) -> Array:
+    """Features [F] sorted by the class they serve most, the strongest of a class first. matrix [F,C]."""
+    return np.asarray(np.lexsort((-matrix.max(1), matrix.argmax(1))))
+
+
+def importance_table(results: Results, importance: Importance, shown: list[int]) -> ImportanceTable:
+    matrix = np.nan_to_num(importance.all[:, shown])
+    block = -(-len(matrix) // _STRIP_COLUMNS)
+    bound = colour_bound(matrix)
+    strips = _strongest(matrix[feature_order(matrix)], block) / bound
+    positive = np.maximum(matrix, 0)
+    names = [results.record.model.classes[c] for c in shown]
+    rows = tuple(
+        ImportanceRow(
+            name=name,
+            light=_strip(strips[:, column], "RdBu_r", name),
+            dark=_strip(strips[:, column], "berlin", name),
+            principal=_principal(positive[:, column]),
+        )
+        for column, name in enumerate(names)
+    )
+    return ImportanceTable(importance.base, rows, number(bound), block, _half(positive))
+
+
+def colour_bound(matrix: Array) -> float:
+    """The contribution that gets full colour: above all but one entry in two hundred, so that one giant hides none."""
+    return float(np.quantile(np.abs(matrix), 0.995)) or 1.0
+
+
+def _strongest(matrix: Array, block: int) -> Array:
+    """Of each `block` neighbouring features the entry farthest from 0: an average would hide a single strong one."""
+    padded = np.pad(matrix, ((0, -len(matrix) % block), (0, 0)))
+    groups = padded.reshape(-1, block, matrix.shape[1])
+    strongest = np.abs(groups).argmax(1)
+    return np.asarray(np.take_along_axis(groups, strongest[:, None], axis=1)[:, 0])
+
+
+def _strip(values: Array, colours: str, name: str) -> Picture:
+    painted = colour_map(colours, (1 + values) / 2)
+    return Picture(data_uri(painted[None], lossless=True), f"Importance of every feature for class {name}")
+
+
+def _principal(positive: Array) -> tuple[tuple[int, str], ...]:
+    total = positive.sum()
+    top = np.argsort(-positive, kind="stable")[:_PRINCIPAL]
+    return tuple((int(f), percent(float(positive[f] / total))) for f in top if positive[f] > 0)
+
+
+def _half(positive: Array) -> int:
+    ordered = -np.sort(-positive, axis=0)
+    reached = np.cumsum(ordered, axis=0) >= 0.5 * ordered.sum(0, keepdims=True)
+    return int(np.median(reached.argmax(0) + 1))
+
+
+def consistency_rows(results: Results) -> tuple[ConsistencyRow, ...]:
+    """Correlation of map sums with logits over all cases, a row for each method and scale."""
+    rows = []
+    for metric in results.metrics:
+        if metric.measure == "consistency.pearson" and metric.category == EVERY_CLASS:
+            method, _, scale = metric.method.rpartition(".")
+            ranked = results.find(metric.method, EVERY_CLASS, "consistency.spearman")
+            spearman = float("nan") if ranked is None else ranked.value
+            rows.append(
+                ConsistencyRow(method, _SCALES[scale], correlation(metric.value), correlation(spearman), metric.n)
+            )
+    return tuple(rows)

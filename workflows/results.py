@@ -1,0 +1,87 @@
+"""From the parts that shards left to the tables of the run: cases, metrics, rejects."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.errors import LucencyError
+from storage.ledger import Ledger
+from storage.objects import Objects
+from storage.records import Rejection
+from storage.tables import concatenate, from_bytes, read_table, write_table
+from tasks.consistency import consistency
+from tasks.explain import ExplainSettings
+from workflows.cases import cases_schema
+from workflows.passes import pass_rejections
+from workflows.survey import ArchiveFacts
+
+_ALL = "(all)"
+_METRICS = pa.schema(
+    [
+        ("method", pa.string()),
+        ("class", pa.string()),
+        ("measure", pa.string()),
+        ("value", pa.float64()),
+        ("n", pa.int64()),
+    ]
+)
+
+
+def finish_tables(run: Objects, facts: ArchiveFacts, settings: ExplainSettings) -> dict[str, int]:
+    """Write rejected.parquet, cases.parquet and metrics.parquet; returns the counts of the run.
+
+    Raises LucencyError when an image is neither explained nor rejected: nothing may be lost.
+    """
+    rejected = read_table(run, "rejected.parquet")
+    found = [Rejection(**row) for row in rejected.to_pylist() if row["stage"] == "catalogue"]
+    found += [*pass_rejections(run, "profile"), *pass_rejections(run, "maps")]
+    unique = {item.id: item for item in reversed(found)}
+    rows = [{"id": i.id, "stage": i.stage, "reason": i.reason} for i in sorted(unique.values(), key=lambda i: i.id)]
+    write_table(run, "rejected.parquet", pa.Table.from_pylist(rows, schema=rejected.schema))
+    ledger = Ledger(run, "maps")
+    manifests = ledger.done()
+    explained = sum(manifest.images for manifest in manifests.values())
+    if explained + len(rows) != facts.catalogued:
+        raise LucencyError(
+            f"{facts.catalogued} catalogued, but {explained} explained and {len(rows)} rejected: "
+            "an image was lost or counted twice. This is a fault of Lucency; the run is kept as it is."
+        )
+    first = from_bytes(ledger.output(0, "parquet"))
+    parts = (from_bytes(ledger.output(shard, "parquet")) for shard in sorted(manifests))
+    concatenate(run, "cases.parquet", parts, first.schema)
+    write_table(run, "metrics.parquet", pa.Table.from_pylist(list(_metrics(run, first.schema)), schema=_METRICS))
+    return {"catalogued": facts.catalogued, "explained": explained, "rejected": len(rows)}
+
+
+def _metrics(run: Objects, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    """One measure a row, over all cases and for each class that has some."""
+    known = set(cases_schema(()).names)
+    cases = read_table(run, "cases.parquet", ["class_name", "logit", "probability", "label", "predicted"])
+    names = np.asarray(cases["class_name"].to_pylist(), dtype=object)
+    groups = {_ALL: np.ones(len(names), bool)} | {name: names == name for name in sorted(set(names))}
+    logits = cases["logit"].to_numpy().astype(np.float64)
+    predicted = cases["predicted"].to_numpy()
+    labels = cases["label"].to_pandas().astype("boolean")
+    correct = labels.to_numpy(dtype=np.float64, na_value=np.nan)
+    for group, chosen in groups.items():
+        scored = chosen & predicted & ~np.isnan(correct)
+        count = int(chosen.sum())
+        yield _row("model", group, "cases", float(count), count)
+        yield _row("model", group, "mean probability", _mean(cases["probability"].to_numpy()[chosen]), count)
+        yield _row("model", group, "precision of the predicted class", _mean(correct[scored]), int(scored.sum()))
+    for method in (name for name in schema.names if name not in known):
+        sums = read_table(run, "cases.parquet", [method])[method].to_numpy()
+        for group, chosen in groups.items():
+            agreement = consistency(logits[chosen], sums[chosen])
+            yield _row(method, group, "consistency.pearson", agreement.pearson, agreement.n)
+            yield _row(method, group, "consistency.spearman", agreement.spearman, agreement.n)
+
+
+def _mean(values: Sequence[float] | np.ndarray[Any, Any]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _row(method: str, group: str, measure: str, value: float, n: int) -> dict[str, Any]:
+    return {"method": method, "class": group, "measure": measure, "value": value, "n": n}

@@ -1,0 +1,98 @@
+"""What a run says of itself (`run.json`), and whether a configuration still means the same audit."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.errors import RunError
+from storage.objects import Objects
+from workflows.configuration import Configuration
+
+_KEY = "run.json"
+# Where, by how many and how it is told: none of it changes a byte of the result.
+_INDIFFERENT = (
+    "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
+    "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
+)  # fmt: skip
+_LIBRARIES = ("lucency", "ray", "torch", "torchvision", "numpy", "pyarrow", "zarr", "pydicom")
+
+
+def state_folder() -> Path:
+    """The project's own folder beside the working directory: MLflow's default database, spilled objects."""
+    return Path.cwd() / ".lucency"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_state(run: Objects) -> dict[str, Any] | None:
+    """What the run says of itself, or None where no audit has begun."""
+    try:
+        state: dict[str, Any] = json.loads(run.get(_KEY))
+    except FileNotFoundError:
+        return None
+    return state
+
+
+def write_state(run: Objects, state: Mapping[str, Any]) -> None:
+    run.put(_KEY, json.dumps(state, indent=2, sort_keys=True).encode())
+
+
+def meaning(configuration: Configuration) -> dict[str, Any]:
+    """The keys of the configuration that decide the result, flat: `explain.map` → value."""
+    flat = _flatten(configuration.model_dump(mode="json"))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == part or key.startswith(f"{part}.") for part in _INDIFFERENT)
+    }
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_changes(state: Mapping[str, Any], configuration: Configuration, digests: Mapping[str, str]) -> None:
+    """Raise RunError that names what differs between the audit that began this run and the one asked for."""
+    begun = meaning(Configuration.model_validate(state["configuration"]))
+    asked = meaning(configuration)
+    differences = [
+        f"  {key}: the run has {begun.get(key)!r}, the configuration says {asked.get(key)!r}"
+        for key in sorted(begun.keys() | asked.keys())
+        if begun.get(key) != asked.get(key)
+    ]
+    named = {"model": "the model's weights", "archive": "the archive's files", "device": "the device"}
+    differences += [
+        f"  {words}: {state['digests'][name][:12]} when the run began, {digests[name][:12]} now"
+        for name, words in named.items()
+        if name in digests and state["digests"].get(name) != digests[name]
+    ]
+    if differences:
+        raise RunError(
+            "this run belongs to another audit:\n"
+            + "\n".join(differences)
+            + "\nChoose another `run` directory for the new audit, or undo the change to go on with this one."
+        )
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,163 @@
+"""Everything that is known before a pass starts: the archive's catalogue, the model and what fits between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.arrays import MapsPlan
+from storage.errors import ConfigurationError
+from tasks.cams.names import MethodName
+from tasks.classifier import Classifier
+from tasks.explain import ExplainSettings
+from tasks.profile import ProfileSettings
+from workflows.configuration import Configuration
+from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The classifier on the driver's CPU, and the package that workers build theirs from."""
+
+    package: ModelPackage
+    classifier: Classifier
+    description: ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFacts:
+    """What the passes need to know of the catalogue without holding it."""
+
+    catalogued: int  # images and unreadable items
+    images: int  # rows with a shard: axis 0 of the maps
+    rejected: int
+    shard_images: int
+    shards: int
+    file_bytes: int
+    shard_bytes: int  # decoded bytes of the largest shard
+    labels: Mapping[str, int]
+    labelled: int
+    most_labels: int  # positives of the image that has most
+
+
+def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
+    """Fetch, build and try the model once on the CPU. Raises ModelError, ConfigurationError."""
+    package = fetch_model(configuration.model, folder=folder)
+    classifier = build_classifier(package, "cpu")
+    return LoadedModel(package, classifier, describe(classifier))
+
+
+def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
+    """Summarise a catalogue table."""
+    readable = catalogue.filter(pc.greater_equal(catalogue["row"], 0))
+    shard_images = int(catalogue.schema.metadata[b"shard_images"])
+    lists = readable["labels"].combine_chunks()
+    counts = pc.value_counts(lists.flatten()).to_pylist()
+    pixels = pc.multiply(pc.multiply(readable["height"], readable["width"]), readable["channels"])
+    decoded = pa.table({"shard": readable["shard"], "bytes": pc.multiply(pc.cast(pixels, pa.int64()), 4)})
+    largest = decoded.group_by("shard").aggregate([("bytes", "sum")])["bytes_sum"] if len(readable) else []
+    files = readable.group_by("private_location").aggregate([("private_bytes", "min")])["private_bytes_min"]
+    return ArchiveFacts(
+        catalogued=len(catalogue),
+        images=len(readable),
+        rejected=len(catalogue) - len(readable),
+        shard_images=shard_images,
+        shards=-(-len(readable) // shard_images),
+        file_bytes=pc.sum(files).as_py() or 0,
+        shard_bytes=pc.max(largest).as_py() if len(readable) else 0,
+        labels={item["values"]: item["counts"] for item in sorted(counts, key=lambda item: str(item["values"]))},
+        labelled=len(readable) - lists.null_count,
+        most_labels=pc.max(pc.list_value_length(lists)).as_py() or 0 if len(readable) else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The two passes, in the terms of the compute floor."""
+
+    profile: ProfileSettings
+    explain: ExplainSettings
+    maps: MapsPlan
+
+
+def settle(configuration: Configuration, model: ModelDescription, archive: ArchiveFacts) -> Settings:
+    """Resolve the configuration against the model and the archive.
+
+    Raises ConfigurationError where they do not go together, before anything runs.
+    """
+    explain = configuration.explain
+    methods = tuple(MethodName.parse(name) for name in explain.methods)
+    bases = tuple(dict.fromkeys(method.base for method in methods))
+    targets, columns = _targets(explain.targets, model.classes, archive)
+    _check_labels(configuration, model.classes, archive, methods)
+    batch = configuration.engine.batch
+    profile = ProfileSettings(
+        bases=bases,
+        bits=explain.limits.bits,
+        extrema=explain.limits.source == "extrema",
+        batch=batch,
+        precision=explain.precision,
+    )
+    settings = ExplainSettings(
+        methods=methods,
+        targets=targets,
+        columns=columns,
+        map=explain.map,
+        scale=explain.limits.scale,
+        batch=batch,
+        precision=explain.precision,
+    )
+    size = {"native": model.native, "input": model.input}.get(str(explain.map), explain.map)
+    maps = MapsPlan(archive.images, archive.shard_images, columns, size, tuple(explain.methods))  # type: ignore[arg-type]
+    return Settings(profile, settings, maps)
+
+
+def _targets(
+    targets: str | Sequence[str], classes: Sequence[str], archive: ArchiveFacts
+) -> tuple[str | tuple[int, ...], int]:
+    if targets == "predicted":
+        return "predicted", 1
+    if targets == "all":
+        return "all", len(classes)
+    if targets == "labelled":
+        if not archive.most_labels:
+            raise ConfigurationError(
+                "explain.targets: `labelled` needs labels, and no image of the archive has one. "
+                "Give archive.labels, or choose predicted, all or a list of classes."
+            )
+        return "labelled", archive.most_labels
+    unknown = [name for name in targets if name not in classes]
+    if unknown:
+        raise ConfigurationError(
+            f"explain.targets: the model has no class {_some(unknown)}. It has {len(classes)}: {_some(classes)}"
+        )
+    return tuple(classes.index(name) for name in targets), len(targets)
+
+
+def _check_labels(
+    configuration: Configuration, classes: Sequence[str], archive: ArchiveFacts, methods: Sequence[MethodName]
+) -> None:
+    unknown = sorted(set(archive.labels) - set(classes))
+    if unknown and len(unknown) == len(archive.labels):
+        raise ConfigurationError(
+            f"archive.labels: none of the labels ({_some(unknown)}) is a class of the model ({_some(classes)}). "
+            "Give model.classes in the words of the labels."
+        )
+    selected = any(method.selected for method in methods)
+    if selected and configuration.explain.features.importance != "all" and not archive.labelled:
+        raise ConfigurationError(
+            f"explain.features.importance: `{configuration.explain.features.importance}` needs labels, "
+            "and no image of the archive has one. Give archive.labels, or choose `all`."
+        )
+
+
+def unknown_labels(classes: Sequence[str], archive: ArchiveFacts) -> list[str]:
+    """Labels that no class of the model goes by; images with one count as unlabelled."""
+    return sorted(set(archive.labels) - set(classes))
+
+
+def _some(names: Sequence[Any]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown if len(names) <= 8 else f"{shown}, … ({len(names)} in all)"
