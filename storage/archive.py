@@ -58,13 +58,14 @@ class Archive:
             if self.container is not None or not excluded(found.location):
                 yield found
 
-    def files(self) -> Iterator[ArchiveFile | Refused]:
+    def files(self, outer: Iterable[ArchiveFile | Refused] | None = None) -> Iterator[ArchiveFile | Refused]:
         """Every file of the archive, members of containers in place of the containers.
 
-        Raises ArchiveError when the root cannot be listed; everything smaller is a Refused.
+        ``outer`` is what :meth:`outer_files` gave, where that is known already. Raises ArchiveError when the root
+        cannot be listed; everything smaller is a Refused.
         """
         chosen = self._chosen()
-        for found in self.outer_files():
+        for found in self.outer_files() if outer is None else outer:
             kind = kind_of(found.location)
             if STEP.search(found.location):
                 yield Refused(found.location, "its folder has a name that means a container")

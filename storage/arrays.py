@@ -132,7 +132,6 @@ def write_maps(
         target[start : start + len(values)] = values
 
 
-def read_maps(run: Objects, method: str, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Maps [stop-start, T, H, W] of one method."""
-    array = zarr.open_array(run.zarr(_MAPS, read_only=True), path=method, mode="r")
-    return np.asarray(array[start:stop])
+def open_maps(run: Objects, method: str) -> zarr.Array[Any]:
+    """The maps [N, T, H, W] of one method, or `classes` [N, T], to be read lazily."""
+    return zarr.open_array(run.zarr(_MAPS, read_only=True), path=method, mode="r")

@@ -9,6 +9,7 @@ import io
 import lzma
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -42,6 +43,7 @@ _UNREADABLE = (
     RuntimeError,
     NotImplementedError,
     ValueError,
+    struct.error,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
@@ -121,7 +123,7 @@ def _walk_zip(stream: BinaryIO | Stream, caps: ArchiveCaps, wanted: Collection[s
         if len(entries) > caps.members:
             raise ImageError(f"the container holds more than {caps.members} files")
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
-            if entry.is_dir():
+            if entry.filename.endswith("/"):  # is_dir() stumbles over an empty name
                 continue
             member = _zip_member(entry, caps)
             if wanted is None or member.name in wanted:

@@ -82,8 +82,6 @@ def summarise_dicom(head: bytes, *, whole: bool) -> Header:
         explicit = _has_vr(body.read(6)[4:6])
         body.seek(position)
         found = _elements(body, explicit=explicit, little=little, last=_LAST, wanted=_WANTED, whole=whole)
-    except (EOFError, ImageError):
-        raise
     except Exception as error:
         # Whatever pydicom stumbles over in a cut header may be mended by more bytes; its words may quote values.
         if not whole:

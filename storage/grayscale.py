@@ -95,6 +95,8 @@ class Display:
         shown = voi(self.modality(values))
         if isinstance(voi, LookupTable):
             shown = shown / voi.top
+        if np.isnan(shown).any():
+            raise ImageError("the rescale and window numbers in the header are too large to reckon with")
         if self.inverted:
             shown = 1.0 - shown
         return np.clip(shown, 0.0, 1.0).astype(np.float32)

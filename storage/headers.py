@@ -31,19 +31,20 @@ def read_header(stream: Stream, caps: ArchiveCaps) -> Header:
 
     Raises ImageError with the reason when it is no image, is damaged, or declares more than the caps allow.
     """
-    head = stream.read(_FIRST_BYTES)
-    whole = len(head) < _FIRST_BYTES
-    while True:
+    header = _shortest(stream)
+    _hold_to(caps, header)
+    return header
+
+
+def _shortest(stream: Stream) -> Header:
+    """The header from a growing head of the file; the whole of it, at worst."""
+    head, wanted = b"", _FIRST_BYTES
+    while len(head := head + stream.read(wanted - len(head))) == wanted:
         try:
-            header = _summarise(head, whole=whole)
+            return _summarise(head, whole=False)
         except EOFError:
-            # A file larger than the caps allow was refused before, so this ends.
-            more = stream.read(len(head) * (_GROWTH - 1))
-            whole = len(more) < len(head) * (_GROWTH - 1)
-            head += more
-        else:
-            _hold_to(caps, header)
-            return header
+            wanted *= _GROWTH
+    return _summarise(head, whole=True)
 
 
 def _summarise(head: bytes, *, whole: bool) -> Header:

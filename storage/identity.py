@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Self
 
-from storage.errors import ArchiveError, ConfigurationError, ImageError
+from storage.errors import ConfigurationError
 from storage.roots import read_document
 
 _KEY_BYTES = 32
@@ -30,11 +30,7 @@ class Identity:
         Raises ConfigurationError when the key is missing or shorter than 16 bytes.
         """
         if file is not None:
-            try:
-                key = read_document(file, limit=1 << 20).strip()
-            except (ArchiveError, ImageError) as error:
-                raise ConfigurationError(f"archive.key.file cannot be read: {error}") from None
-            return cls._checked(key, "archive.key.file")
+            return cls._checked(read_document(file, "archive.key.file", limit=1 << 20).strip(), "archive.key.file")
         if env is not None:
             if env not in os.environ:
                 raise ConfigurationError(f"archive.key.env: the environment variable {env} is not set")

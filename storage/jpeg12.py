@@ -1,6 +1,6 @@
 """12-bit lossy JPEG (process 4), which GDCM decodes and pydicom's use of GDCM leaves out."""
 
-import gdcm  # type: ignore[import-untyped]
+import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import JPEGExtended12Bit

@@ -127,8 +127,7 @@ def _unique_by_name(locations: Collection[str]) -> dict[str, str]:
         name = location.rpartition("/")[2]
         found[name] = None if name in found else location
         stem = _IMAGE_SUFFIX.sub("", name)
-        if stem != name:
-            stems[stem] = None if stem in stems else location
+        stems[stem] = None if stem in stems else location
     return {name: location for name, location in (stems | found).items() if location is not None}
 
 

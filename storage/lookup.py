@@ -45,9 +45,9 @@ def lookup_table(source: Dataset, prefix: str) -> LookupTable:
     if not 1 <= bits <= 16:
         raise ImageError(f"{prefix}Descriptor in the header asks for {bits} bits; 1 to 16 are possible")
     entries = _entries(source, prefix, count)
-    greatest = int(entries.max())
-    # A table stored in 16-bit words sometimes declares fewer bits than it uses.
-    return LookupTable(first, entries, max(2**bits - 1, 65535 if greatest >= 2**bits else 0))
+    # Tables declare 16 bits over entries of one byte, and fewer bits than their 16-bit entries use.
+    bits = min(bits, entries.dtype.itemsize * 8)
+    return LookupTable(first, entries, 65535 if int(entries.max()) >= 2**bits else 2**bits - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,14 @@ def _scaled(entries: Array, top: int, full: int) -> Array:
 
 
 def _entries(source: Dataset, prefix: str, count: int) -> Array:
+    """[count] uint8 or uint16, as the table is stored."""
     data = value(source, f"{prefix}Data")
     if isinstance(data, bytes):
         width = 1 if count <= len(data) < 2 * count else 2
         big = source.original_encoding[1] is False
         entries = np.frombuffer(data, dtype=f"{'>' if big and width == 2 else '<'}u{width}", count=len(data) // width)
     else:
-        entries = np.array(numbers(source, f"{prefix}Data"), dtype=np.int64) & 0xFFFF
+        entries = (np.array(numbers(source, f"{prefix}Data"), dtype=np.int64) & 0xFFFF).astype(np.uint16)
     if len(entries) < count:
         raise ImageError(f"{prefix}Data in the header has {len(entries)} of {count} entries")
-    return entries[:count].astype(np.uint16)
+    return entries[:count].astype(entries.dtype.newbyteorder("="))

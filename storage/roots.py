@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
-from storage.errors import ArchiveError, ImageError
+from storage.errors import ArchiveError, ConfigurationError, ImageError
 from storage.listing import ArchiveFile, Refused
 
 if TYPE_CHECKING:
@@ -143,41 +143,42 @@ class RemoteRoot:
             raise ImageError(_store_why(error)) from None
 
 
-def find_root(location: str) -> tuple[LocalRoot | RemoteRoot, str | None]:
+def find_root(location: str, where: str = "archive.location") -> tuple[LocalRoot | RemoteRoot, str | None]:
     """The root of an archive, and the file's name when the location is one file.
 
-    Raises ArchiveError when there is nothing there.
+    Raises ArchiveError when there is nothing there; ``where`` is the configuration's key to look at.
     """
     if "://" in location and not location.startswith("file://"):
-        return _remote_root(location)
+        stripped = location.rstrip("/")
+        if stripped.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+            return _remote_file(stripped)
+        return RemoteRoot(location), None
     path = Path(location.removeprefix("file://"))
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ArchiveError(f"archive.location: {_why(error)}") from None
+        raise ArchiveError(f"{where}: {_why(error)}") from None
     if stat.S_ISDIR(mode):
         return LocalRoot(str(path)), None
     if not stat.S_ISREG(mode):
-        raise ArchiveError("archive.location: expected a folder or a file, got a device or a pipe")
+        raise ArchiveError(f"{where}: expected a folder or a file, got a device or a pipe")
     return LocalRoot(str(path.parent), only=path.name), storable(path.name)
 
 
-def read_document(location: str, *, limit: int = 1 << 30) -> bytes:
-    """A file named by itself (labels, boxes, keys), from disk or an object store.
+def read_document(location: str, where: str, *, limit: int = 1 << 30) -> bytes:
+    """A file that the configuration names under the key ``where``, from disk or an object store.
 
-    Raises ArchiveError when there is no such file, ImageError when it cannot be read.
+    Raises ConfigurationError when it is not there or cannot be read.
     """
-    root, name = find_root(location) if "://" not in location else _remote_file(location)
-    if name is None:
-        raise ArchiveError("expected a file, got a folder")
-    return root.read(name, limit=limit)
-
-
-def _remote_root(url: str) -> tuple[RemoteRoot, str | None]:
-    stripped = url.rstrip("/")
-    if stripped.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
-        return _remote_file(stripped)
-    return RemoteRoot(url), None
+    try:
+        root, name = find_root(location, where) if "://" not in location else _remote_file(location)
+        if name is None:
+            raise ConfigurationError(f"{where}: expected a file, got a folder")
+        return root.read(name, limit=limit)
+    except ArchiveError as error:
+        raise ConfigurationError(str(error)) from None
+    except ImageError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def _remote_file(url: str) -> tuple[RemoteRoot, str]:
@@ -190,8 +191,7 @@ def _store(url: str) -> ObjectStore:
         return from_url(url)
     except (*_StoreError, ValueError) as error:
         raise ArchiveError(
-            f"archive.location: no object store opens this address ({type(error).__name__}). "
-            "Expected s3://, gs://, az:// or https://"
+            f"no object store opens this address ({type(error).__name__}). Expected s3://, gs://, az:// or https://"
         ) from None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 # Images are stacked up to this many pixels: small ones share their transfer and kernels, large ones go alone.
-_STACK_PIXELS = 1 << 23
+_STACK_PIXELS = 1 << 20
 # Longer side over shorter side that is worth resizing before a centre crop.
 _LONGEST = 64
 _SCALES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}

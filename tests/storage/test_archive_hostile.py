@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
 from storage.errors import ArchiveError, ImageError
@@ -249,3 +251,32 @@ def test_a_folder_named_like_a_step_into_a_container_is_refused(tmp_path: Path) 
     (tmp_path / "x.zip!").mkdir()
     (tmp_path / "x.zip!" / "a.dcm").write_bytes(b"a")
     assert list(_refused(_archive(tmp_path, "plain.dcm", b""))) == ["x.zip!/a.dcm"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(KINDS), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))
+def test_any_damage_to_a_container_gives_files_and_reasons_each_once(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, flips: list[tuple[float, int]]
+) -> None:
+    files = {"a.dcm": b"1" * 300, "in.zip": zipped({"b.dcm": b"2"}), "in.tar": tarred({"c.dcm": b"3"})}
+    payload = bytearray(contained(kind, files))
+    for where, value in flips:
+        payload[int(where * (len(payload) - 1))] = value
+    archive = _archive(tmp_path_factory.mktemp("damaged"), f"x.{kind}", bytes(payload))
+    locations = [found.location for found in archive.files()]
+    assert len(set(locations)) == len(locations)
+    assert all(isinstance(item, bytes | ImageError) for item in _kept(archive).values())
+
+
+def test_a_zip_member_without_a_name_is_still_one_file(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as container:
+        nameless = zipfile.ZipInfo("x")
+        nameless.filename = ""
+        container.writestr(nameless, b"nameless")
+    assert (
+        len(
+            _kept(_archive(tmp_path, "x.zip", sink.getvalue())) | _refused(_archive(tmp_path, "x.zip", sink.getvalue()))
+        )
+        == 2
+    )

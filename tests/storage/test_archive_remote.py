@@ -7,7 +7,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage.archive import Archive, ArchiveFile, Refused
-from storage.errors import ArchiveError, ImageError
+from storage.errors import ArchiveError, ConfigurationError, ImageError
 from storage.roots import read_document
 from tests.storage.sample_files import contained, zipped
 
@@ -89,7 +89,12 @@ def test_a_missing_bucket_ends_the_audit_without_naming_it(bucket: str) -> None:
 
 
 def test_label_files_are_read_by_their_address(bucket: str) -> None:
-    assert read_document(f"{bucket}/folder/a.dcm") == b"first"
+    assert read_document(f"{bucket}/folder/a.dcm", "archive.labels.file") == b"first"
+
+
+def test_a_missing_label_file_is_looked_for_under_its_key(bucket: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"archive.labels.file: there is no such file"):
+        read_document(f"{bucket}/folder/none.csv", "archive.labels.file")
 
 
 def test_an_address_no_store_opens_is_refused() -> None:

@@ -58,7 +58,9 @@ def test_every_file_ends_as_an_image_or_as_a_reason_without_its_header_texts(pat
     except ImageError as error:
         reason = str(error)
         assert expected is None, f"pydicom decodes it, here it is refused: {reason}"
-        assert reason[0].isalpha() and 15 < len(reason) < 200 and "\n" not in reason
+        assert reason[0].isalpha()
+        assert 15 < len(reason) < 200
+        assert "\n" not in reason
         assert not any(text in reason for text in _texts(payload))
     else:
         assert (image.ndim, image.dtype.name) in KINDS
@@ -133,6 +135,17 @@ def test_the_cap_is_held_before_anything_is_decoded() -> None:
     payload[1600:6000] = bytes(4400)
     with pytest.raises(ImageError, match="4096 samples, over the cap of 4095"):
         decode_image(bytes(payload), format="dicom", options=DecodeOptions(pixels=4095))
+
+
+def test_any_byte_of_the_header_may_be_wrong() -> None:
+    """Every byte of the image elements, with one wrong value each: an image or a reason, never another error."""
+    payload, random = _payload("MR_small_expb.dcm"), np.random.default_rng(7)
+    first, last = payload.index(b"\x00\x28\x00\x02"), payload.index(b"\x7f\xe0\x00\x10") + 20
+    outcomes = set()
+    for place in range(first, last):
+        damaged = payload[:place] + random.bytes(1) + payload[place + 1 :]
+        outcomes |= {type(result) for result in decode_frames(damaged, format="dicom", frames=(0,))}
+    assert outcomes == {np.ndarray, ImageError}
 
 
 def test_an_unknown_format_is_the_callers_mistake() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -79,6 +80,13 @@ def test_a_wrong_declaration_of_the_encoding_does_no_harm(declared: str) -> None
 
 def _meta_length(payload: bytes) -> int:
     return int(struct.unpack("<I", payload[140:144])[0])
+
+
+def test_an_implicit_length_that_spells_letters_is_not_taken_for_a_representation() -> None:
+    payload = dicom(syntax=ImplicitVRLittleEndian)
+    at = payload.index(b"\x28\0\x02\0")
+    private = b"\x09\0\x10\x10" + struct.pack("<I", 0x4242) + bytes(0x4242)
+    assert _header(payload[:at] + private + payload[at:]).height == 4
 
 
 def test_pixels_are_not_read() -> None:
@@ -221,11 +229,31 @@ def test_a_file_cut_anywhere_gives_a_header_or_a_reason(payload: bytes) -> None:
             assert _header(payload[:length]).height == whole.height
 
 
+def test_a_sequence_that_never_ends_is_a_reason() -> None:
+    payload = dicom()
+    at = payload.index(b"\x28\0\x02\0")
+    with pytest.raises(ImageError, match="damaged"):
+        _header(payload[:at] + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + payload[at:])
+
+
+def test_pillow_says_nothing_about_a_header_it_does_not_like(caplog: pytest.LogCaptureFixture) -> None:
+    payload = bytearray(raster("TIFF", "RGB"))
+    samples = payload.index(struct.pack("<HHI", 277, 3, 1))
+    struct.pack_into("<H", payload, samples + 8, 4711)
+    with pytest.raises(ImageError):
+        _header(bytes(payload))
+    assert caplog.records == []
+
+
 def test_a_deflated_bomb_is_not_inflated_to_its_end() -> None:
     honest = dicom(syntax=DeflatedExplicitVRLittleEndian)
     start = 144 + _meta_length(honest)
     squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     element = b"\x09\x00\x10\x10OB\0\0" + struct.pack("<I", 500 << 20)
     bomb = squeeze.compress(element) + b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(100)) + squeeze.flush()
+    tracemalloc.start()
     with pytest.raises(ImageError):
         _header(honest[:start] + bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 << 20

@@ -51,7 +51,7 @@ def test_a_missing_or_short_key_is_refused_without_showing_it(tmp_path: Path, mo
     monkeypatch.setenv("SHORT", "hunter2")
     monkeypatch.delenv("UNSET", raising=False)
     for faulty, expected in (
-        ({"file": str(tmp_path / "none")}, "cannot be read"),
+        ({"file": str(tmp_path / "none")}, "archive.key.file: there is no such file"),
         ({"file": str(tmp_path / "short")}, "16 bytes or more, got 7"),
         ({"env": "SHORT"}, "16 bytes or more, got 7"),
         ({"env": "UNSET"}, "UNSET is not set"),
