@@ -117,12 +117,14 @@ def wait_for_manifests(run: Path, stage: str, count: int, process: "subprocess.P
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End the driver the hard way and wait until its Ray is gone too (Ray's own reaper sees to that)."""
+    """End the driver the hard way. Ray's reaper ends its raylet and with it the workers; its agents go later."""
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive, [item.name() for item in alive]
+    _, alive = psutil.wait_procs(family, timeout=15)
+    for left_behind in alive:
+        left_behind.kill()
+    psutil.wait_procs(alive, timeout=15)
 
 
 def model_actors(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -149,3 +151,9 @@ def fingerprints(run: Path) -> dict[str, str]:
             if path.is_file():
                 found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def differing(run: Path, expected: dict[str, str]) -> list[str]:
+    """Result files of a run that are missing, added or different."""
+    found = fingerprints(run)
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

@@ -24,6 +24,7 @@ from tasks.cams.scaling import CommonScale
 from tasks.profile import Profile
 from workflows.cataloguing import build_catalogue, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
+from workflows.commits import MapsCommit, ProfileCommit
 from workflows.configuration import Configuration
 from workflows.exemplars import write_exemplars
 from workflows.findings import write_findings
@@ -38,7 +39,7 @@ from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
 from workflows.survey import LoadedModel, Settings, archive_facts, load_model, settle, unknown_labels
 from workflows.tracking import log_run
-from workflows.workers import ExplainWorker, MapsCommit, ProfileCommit, ProfileWorker, Scales
+from workflows.workers import ExplainWorker, ProfileWorker, Scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +76,20 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
         state = read_state(run)
         model = load_model(configuration, folder)
         archive = open_archive(configuration.archive)
+        digests = {
+            "configuration": digest(meaning(configuration)),
+            "model": model.description.weights_sha256,
+            "archive": listing_digest(configuration.archive),
+        }
+        if state is not None:
+            refuse_changes(state, configuration, digests)
+            if state["state"] == "done":
+                return _outcome(run, state, "already-done")
         with ray_cluster(configuration.engine, state_folder() / "spill") as placement:
-            digests = {
-                "configuration": digest(meaning(configuration)),
-                "model": model.description.weights_sha256,
-                "archive": listing_digest(configuration.archive),
-                "device": placement.device,
-            }
+            digests["device"] = placement.device
             if state is not None:
                 refuse_changes(state, configuration, digests)
-                if state["state"] == "done":
-                    return _outcome(configuration, run, state, "already-done")
-            under_way = _Audit(configuration, run, archive, model, placement, progress)
-            return _go(under_way, state, digests)
+            return _go(_Audit(configuration, run, archive, model, placement, progress), state, digests)
 
 
 def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) -> Outcome:
@@ -105,9 +107,9 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
         profile = _profile_pass(audit, settings, reader, package, facts.shards)
     with _timed(audit, state, "maps", facts.images):
         _maps_pass(audit, settings, reader, package, facts.shards, profile)
-    state["counts"] = finish_tables(run, facts, settings.explain)
-    state["notes"] = _notes(audit, facts)
     classes = tuple(audit.model.description.classes)
+    state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
+    state["notes"] = _notes(audit, facts)
     write_findings(run, configuration.findings, settings.profile.bases, classes, facts)
     write_exemplars(run, configuration, audit.model, reader, profile)
     state |= {"state": "reporting", "finished": now()}
@@ -116,7 +118,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     mlflow_run = log_run(run, configuration) if configuration.mlflow.enabled else None
     state |= {"state": "done", "mlflow": mlflow_run}
     write_state(run, state)
-    return _outcome(configuration, run, state, "done")
+    return _outcome(run, state, "done")
 
 
 def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
@@ -269,7 +271,7 @@ def _timed(audit: _Audit, state: dict[str, Any], stage: str, images: int) -> Ite
     audit.progress.finish(stage)
 
 
-def _outcome(configuration: Configuration, run: Objects, state: dict[str, Any], word: str) -> Outcome:
+def _outcome(run: Objects, state: dict[str, Any], word: str) -> Outcome:
     counts = state["counts"]
     share = counts["rejected"] / max(1, counts["catalogued"])
     return Outcome(word, run.location, run.path("report.html"), counts, share, state.get("mlflow"))

@@ -154,6 +154,7 @@ class Explain(_Section):
     features: Features = Features()
     map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
+    border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")
 
     @model_validator(mode="after")
     def _no_doubles(self) -> "Explain":

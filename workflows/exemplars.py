@@ -15,7 +15,8 @@ from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.profile import Profile
 from workflows.configuration import Configuration
-from workflows.shards import Images, ShardReader
+from workflows.images import Images
+from workflows.shards import ShardReader
 from workflows.survey import LoadedModel
 
 _KEY = ".ledger/exemplars.npz"

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from storage.errors import LucencyError
@@ -77,18 +78,25 @@ def pass_rejections(run: Objects, stage: str) -> list[Rejection]:
 
 
 def _stream(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement, progress: Progress) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Data logs what a lost block raised, and a decoder's text may quote a header: `find_killers` says it instead.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.target_max_block_size = None  # one block stays one shard, however large
     context.max_errored_blocks = -1  # a shard that dies is ours to search, not a reason to stop the others
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     blocks = _pipeline(work, shards, placement)
-    for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in block.to_pylist():
-            if row["error"] is not None:
-                raise LucencyError(f"{work.stage}: shard {row['shard']} failed: {row['error']}")
-            progress.advance(work.stage, row["images"])
+    try:
+        for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in block.to_pylist():
+                if row["error"] is not None:
+                    raise LucencyError(f"{work.stage}: shard {row['shard']} failed: {row['error']}")
+                progress.advance(work.stage, row["images"])
+    except RayError as error:
+        raise LucencyError(
+            f"{work.stage}: Ray could not go on ({type(error).__name__}). Do the workers have the same Lucency and "
+            "libraries as this machine, and memory for the model? Ray's logs say more; the run can be resumed."
+        ) from error
 
 
 def _pipeline(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement) -> ray.data.Dataset:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from storage.arrays import open_maps
 from storage.errors import LucencyError
 from storage.ledger import Ledger
 from storage.objects import Objects
@@ -13,6 +14,7 @@ from storage.records import Rejection
 from storage.tables import concatenate, from_bytes, read_table, write_table
 from tasks.consistency import consistency
 from tasks.explain import ExplainSettings
+from workflows.aggregates import border_attention, mean_by_class
 from workflows.cases import cases_schema
 from workflows.passes import pass_rejections
 from workflows.survey import ArchiveFacts
@@ -29,7 +31,9 @@ _METRICS = pa.schema(
 )
 
 
-def finish_tables(run: Objects, facts: ArchiveFacts, settings: ExplainSettings) -> dict[str, int]:
+def finish_tables(
+    run: Objects, facts: ArchiveFacts, settings: ExplainSettings, class_names: Sequence[str], border: float
+) -> dict[str, int]:
     """Write rejected.parquet, cases.parquet and metrics.parquet; returns the counts of the run.
 
     Raises LucencyError when an image is neither explained nor rejected: nothing may be lost.
@@ -51,7 +55,8 @@ def finish_tables(run: Objects, facts: ArchiveFacts, settings: ExplainSettings) 
     first = from_bytes(ledger.output(0, "parquet"))
     parts = (from_bytes(ledger.output(shard, "parquet")) for shard in sorted(manifests))
     concatenate(run, "cases.parquet", parts, first.schema)
-    write_table(run, "metrics.parquet", pa.Table.from_pylist(list(_metrics(run, first.schema)), schema=_METRICS))
+    metrics = [*_metrics(run, first.schema), *_attention(run, settings, class_names, border)]
+    write_table(run, "metrics.parquet", pa.Table.from_pylist(metrics, schema=_METRICS))
     return {"catalogued": facts.catalogued, "explained": explained, "rejected": len(rows)}
 
 
@@ -77,6 +82,16 @@ def _metrics(run: Objects, schema: pa.Schema) -> Iterator[dict[str, Any]]:
             agreement = consistency(logits[chosen], sums[chosen])
             yield _row(method, group, "consistency.pearson", agreement.pearson, agreement.n)
             yield _row(method, group, "consistency.spearman", agreement.spearman, agreement.n)
+
+
+def _attention(
+    run: Objects, settings: ExplainSettings, class_names: Sequence[str], border: float
+) -> Iterator[dict[str, Any]]:
+    classes = np.asarray(open_maps(run, "classes")[...])
+    for method in (str(method) for method in settings.methods if not method.scaled):
+        attention = border_attention(run, method, border)
+        for name, value, count in mean_by_class(attention, classes, class_names):
+            yield _row(method, name or _ALL, "border attention", value, count)
 
 
 def _mean(values: Sequence[float] | np.ndarray[Any, Any]) -> float:

@@ -8,8 +8,8 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from storage.errors import LucencyError
 from storage.records import Rejection
-from storage.tables import read_group
 from workflows.cluster import Placement
+from workflows.shards import shard_rows
 
 if TYPE_CHECKING:
     from workflows.passes import Pass
@@ -25,7 +25,7 @@ def find_killers(work: "Pass", shard: int, skip: Sequence[str], placement: Place
     Decoding is tried first, in processes of its own; only when it survives is the model tried too. Empty when
     nothing dies again: then the worker was lost for another reason, and the shard is simply done again.
     """
-    ids = read_group(work.reader.run, "catalogue.parquet", shard, ["id"])["id"].to_pylist()
+    ids = [row["id"] for row in shard_rows(work.reader.run, shard)]
     candidates = [identifier for identifier in ids if identifier not in set(skip)]
 
     def decode(subset: Sequence[str]) -> str | None:

@@ -1,0 +1,78 @@
+"""Zarr outputs: shards written apart make one array, the same arrays make the same bytes, damage is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+from storage.arrays import MapsPlan, NamedArray, create_maps, open_maps, read_array, write_arrays, write_maps
+from storage.objects import Objects
+
+_PLAN = MapsPlan(images=10, shard_images=4, targets=3, size=(7, 7), methods=("grad-cam", "s-grad-cam"))
+
+
+def _maps(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(10, 3, 7, 7)).astype(np.float16)
+
+
+def _write(run: Objects, order: tuple[int, ...]) -> None:
+    create_maps(run, _PLAN, dict.fromkeys(_PLAN.methods, "synthetic"), {})
+    for start in order:
+        part = slice(start, start + 4)
+        maps = {name: _maps(seed)[part] for seed, name in enumerate(_PLAN.methods)}
+        write_maps(run, start, maps, np.arange(30, dtype=np.int32).reshape(10, 3)[part])
+
+
+def test_shards_written_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = Objects.open(str(tmp_path / "a")), Objects.open(str(tmp_path / "b"))
+    _write(first, (0, 4, 8))
+    _write(second, (8, 0, 4))
+    assert first.list() == second.list()
+    assert all(first.get(key) == second.get(key) for key in first.list())
+
+
+def test_maps_read_back_as_written_and_open_with_xarray(tmp_path: Path) -> None:
+    run = Objects.open(str(tmp_path))
+    _write(run, (0, 4, 8))
+    np.testing.assert_array_equal(np.asarray(open_maps(run, "s-grad-cam")[...]), _maps(1))
+    opened = xarray.open_zarr(tmp_path / "maps.zarr", consolidated=False)
+    assert opened["grad-cam"].dims == ("image", "target", "y", "x")
+    assert int(opened["classes"][9, 2]) == 29
+
+
+def test_a_shard_that_was_not_written_reads_as_no_map(tmp_path: Path) -> None:
+    run = Objects.open(str(tmp_path))
+    _write(run, (0,))
+    assert np.isnan(np.asarray(open_maps(run, "grad-cam")[4:])).all()
+    assert (np.asarray(open_maps(run, "classes")[4:]) == -1).all()
+
+
+def test_a_damaged_chunk_is_refused_and_not_read_as_numbers(tmp_path: Path) -> None:
+    run = Objects.open(str(tmp_path))
+    _write(run, (0, 4, 8))
+    shard = tmp_path / "maps.zarr" / "grad-cam" / "c" / "0" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 0x40
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"[Cc]hecksum"):
+        open_maps(run, "grad-cam")[0:4]
+
+
+def test_arrays_keep_their_axes_and_what_they_mean(tmp_path: Path) -> None:
+    run = Objects.open(str(tmp_path))
+    arrays = {
+        "importance/grad-cam/all": NamedArray(np.eye(3), ("feature", "class"), "synthetic"),
+        "images": NamedArray(np.asarray(7), (), "count"),
+    }
+    write_arrays(run, "profile.zarr", arrays, {"classes": ["a", "b", "c"]})
+    np.testing.assert_array_equal(read_array(run, "profile.zarr", "importance/grad-cam/all"), np.eye(3))
+    assert read_array(run, "profile.zarr", "images") == 7
+    opened = xarray.open_zarr(tmp_path / "profile.zarr", group="importance/grad-cam", consolidated=False)
+    assert opened["all"].dims == ("feature", "class")
+    assert opened["all"].attrs["meaning"] == "synthetic"
+
+
+def test_small_maps_share_an_inner_chunk_and_large_ones_do_not() -> None:
+    assert MapsPlan(10, 4, 1000, (7, 7), ("grad-cam",)).chunk_targets() == 334
+    assert MapsPlan(10, 4, 1000, (224, 224), ("grad-cam",)).chunk_targets() == 1

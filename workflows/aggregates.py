@@ -1,0 +1,53 @@
+"""Whole-archive figures read back from the maps, by Dask on Ray's scheduler."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dask.array
+import numpy as np
+from ray.util.dask import ray_dask_get
+
+from storage.arrays import open_maps
+from storage.objects import Objects
+
+
+def border_attention(run: Objects, method: str, share: float) -> np.ndarray[Any, Any]:
+    """Share of a raw map's positive activation that lies in the border, [N, T] in [0, 1]; NaN where there is none.
+
+    The border is `share` of each side, at least one cell. Attention there is where markers, tubes and collimation
+    lie, and seldom a finding.
+    """
+    stored = open_maps(run, method)
+    images, targets = stored.shape[:2]
+    length = (stored.shards or stored.chunks)[0]  # one task a Zarr shard
+    shards = tuple(min(length, images - start) for start in range(0, images, length))
+    attention = dask.array.map_blocks(
+        _shard_attention, run, method, share, chunks=(shards, (targets,)), dtype=np.float32, meta=np.zeros((0, 0), "f4")
+    )
+    return np.asarray(attention.compute(scheduler=ray_dask_get))
+
+
+def _shard_attention(run: Objects, method: str, share: float, block_info: Any = None) -> np.ndarray[Any, Any]:
+    start, stop = block_info[None]["array-location"][0]
+    positive = np.maximum(np.asarray(open_maps(run, method)[start:stop], np.float32), 0)
+    with np.errstate(invalid="ignore"):
+        attention = (positive * _border(*positive.shape[-2:], share)).sum((2, 3)) / positive.sum((2, 3))
+    return np.asarray(attention)
+
+
+def mean_by_class(
+    attention: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], names: Sequence[str]
+) -> Iterator[tuple[str | None, float, int]]:
+    """Class name (None: all), mean and count of the known values [N, T] of each class that has a map."""
+    known = (classes >= 0) & np.isfinite(attention)
+    yield None, float(attention[known].mean()) if known.any() else float("nan"), int(known.sum())
+    for index in np.unique(classes[known]):
+        chosen = known & (classes == index)
+        yield names[index], float(attention[chosen].mean()), int(chosen.sum())
+
+
+def _border(height: int, width: int, share: float) -> np.ndarray[Any, Any]:
+    mask = np.ones((height, width), np.float32)
+    rows, columns = max(1, round(share * height)), max(1, round(share * width))
+    mask[rows : height - rows, columns : width - columns] = 0
+    return mask

@@ -1,0 +1,123 @@
+"""What a shard's work leaves, on its way from the actor to the run: a row of bytes, then files, then a manifest.
+
+Commit tasks need no torch, so they start fast.
+"""
+
+import io
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.arrays import write_maps
+from storage.ledger import Ledger, Manifest
+from storage.objects import Objects
+from storage.records import Rejection
+from storage.tables import to_bytes
+from workflows.cases import cases_table
+
+_RESULT = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("images", pa.int64()),
+        ("output", pa.large_binary()),
+        ("rejected", pa.string()),  # JSON: [id, stage, reason]
+        ("notes", pa.string()),  # JSON
+        ("error", pa.string()),  # a fault of ours or of the model, not of an image: ends the run
+    ]
+)
+
+
+def shard_result(shard: int, images: int, output: bytes, rejected: list[Rejection], notes: tuple[str, ...]) -> pa.Table:
+    faults = [[item.id, item.stage, item.reason] for item in rejected]
+    row = {
+        "shard": shard,
+        "images": images,
+        "output": output,
+        "rejected": json.dumps(faults),
+        "notes": json.dumps(list(notes)),
+        "error": None,
+    }
+    return pa.Table.from_pylist([row], schema=_RESULT)
+
+
+def guarded(work: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
+    """Carry a fault to the driver as a row: Ray Data would drop the block and go on without it.
+
+    Only work that has seen neither file names nor headers runs inside, so the fault's text holds none.
+    """
+    try:
+        return work(block)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        row = {"shard": block["shard"][0].as_py(), "images": 0, "error": text}
+        return pa.Table.from_pylist([row], schema=_RESULT)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileCommit:
+    """Writes one shard's partial, then its manifest."""
+
+    run: Objects
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self._commit, block)
+
+    def _commit(self, block: pa.Table) -> pa.Table:
+        row = block.to_pylist()[0]
+        if row["error"] is None:
+            Ledger(self.run, "profile").commit(_manifest("profile", row), {"npz": row["output"]})
+        return block.drop_columns(["output"])
+
+
+@dataclass(frozen=True, slots=True)
+class MapsCommit:
+    """Writes one shard's region of every map, its part of the cases, then its manifest."""
+
+    run: Objects
+    shard_images: int
+    images: int  # rows of maps.zarr
+    class_names: tuple[str, ...]
+    task: str
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self._commit, block)
+
+    def _commit(self, block: pa.Table) -> pa.Table:
+        row = block.to_pylist()[0]
+        if row["error"] is not None:
+            return block.drop_columns(["output"])
+        with np.load(io.BytesIO(row["output"]), allow_pickle=False) as packed:
+            arrays = dict(packed)
+        start = row["shard"] * self.shard_images
+        length = min(self.shard_images, self.images - start)
+        position = arrays["rows"] - start
+        maps = {
+            name.removeprefix("maps/"): _placed(values, position, length, np.nan)
+            for name, values in arrays.items()
+            if name.startswith("maps/")
+        }
+        write_maps(self.run, start, maps, _placed(arrays["classes"], position, length, -1))
+        cases = cases_table(arrays, self.class_names, self.task)
+        Ledger(self.run, "maps").commit(_manifest("maps", row), {"parquet": to_bytes(cases)})
+        return block.drop_columns(["output"])
+
+
+def _placed(
+    values: np.ndarray[Any, Any], position: np.ndarray[Any, Any], length: int, fill: float
+) -> np.ndarray[Any, Any]:
+    """Spread the explained images over their shard's rows; rejected rows hold the fill value."""
+    whole = np.full((length, *values.shape[1:]), fill, values.dtype)
+    whole[position] = values
+    return whole
+
+
+def _manifest(stage: str, row: Mapping[str, Any]) -> Manifest:
+    rejected = tuple(Rejection(*item) for item in json.loads(row["rejected"]))
+    return Manifest(stage, row["shard"], row["images"], rejected, notes=tuple(json.loads(row["notes"])))

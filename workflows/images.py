@@ -1,0 +1,53 @@
+"""A decoded block as the compute floor takes it: pixels, positions and truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.profile import Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The decodable images of a block. Arrays are read-only views into it; rejected: id and reason of the others."""
+
+    shard: int
+    rows: np.ndarray[Any, Any]  # int64 [N]
+    ids: list[str]
+    pixels: list[np.ndarray[Any, Any]]
+    truth: Truth
+    rejected: dict[str, str]
+
+    @classmethod
+    def of(cls, block: pa.Table, classes: Sequence[str]) -> "Images":
+        shards = set(block["shard"].to_pylist())
+        if len(shards) != 1:
+            raise ValueError(f"a block holds one shard, got {sorted(shards)}")
+        good = [index for index, ok in enumerate(block["pixels"].is_valid().to_pylist()) if ok]
+        ids, reasons = block["id"].to_pylist(), block["reason"].to_pylist()
+        labels = block["labels"].to_pylist()
+        pixels = block["pixels"].combine_chunks()
+        shapes, dtypes = block["shape"].to_pylist(), block["dtype"].to_pylist()
+        return cls(
+            shard=shards.pop(),
+            rows=block["row"].to_numpy()[good],
+            ids=[ids[index] for index in good],
+            pixels=[np.frombuffer(pixels[index].as_buffer(), dtypes[index]).reshape(shapes[index]) for index in good],
+            truth=truth_of([labels[index] for index in good], classes),
+            rejected={ids[i]: reasons[i] for i in range(len(ids)) if reasons[i]},
+        )
+
+
+def truth_of(labels: Sequence[Sequence[str] | None], classes: Sequence[str]) -> Truth:
+    """Labels by name as a table: an image is labelled when it has labels, and none of them is unknown to the model."""
+    column = {name: index for index, name in enumerate(classes)}
+    positive = np.zeros((len(labels), len(classes)), bool)
+    labelled = np.zeros(len(labels), bool)
+    for index, names in enumerate(labels):
+        if names is not None and all(name in column for name in names):
+            labelled[index] = True
+            positive[index, [column[name] for name in names]] = True
+    return Truth(labelled, positive)
