@@ -23,8 +23,8 @@ from pydicom.errors import InvalidDicomError
 
 from storage.archive import Archive, ArchiveFile
 from storage.catalogue import catalogue_files
-from storage.dicom_header import quiet_pydicom
 from storage.identity import Identity
+from storage.quiet import quiet
 
 _PACKAGES = {"pydicom": "data/test_files", "data_store": "data"}
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=20, help="how often pydicom's files are copied")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     options = parser.parse_args()
-    with quiet_pydicom(), _archive(options.archive, options.copies) as folder:
+    with quiet("pydicom"), _archive(options.archive, options.copies) as folder:
         paths = _readable(folder)
         print(f"{len(paths)} DICOM files, {options.rounds} rounds, one process, one core")
         seconds = _interleaved(

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.archive import Archive, ArchiveFile, Stream
-from storage.dicom_header import quiet_pydicom
 from storage.errors import ImageError
 from storage.headers import Header, read_header
 from storage.identity import Identity
 from storage.labels import Label
 from storage.listing import ArchiveCaps
+from storage.quiet import quiet
 from storage.records import Box, CatalogueRow, Rejection
 
 _BOX = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
@@ -65,7 +65,7 @@ def catalogue_files(
     sizes = {file.location: file.bytes for file in files}
     rows: list[CatalogueRow] = []
     rejections: list[Located] = []
-    with quiet_pydicom():
+    with quiet("pydicom"):
         for location, stream in archive.streams(sizes):
             try:
                 header = _header(stream, sizes[location], caps)

@@ -3,12 +3,9 @@
 pydicom's own messages quote values, and a value may be a patient's: errors here name the keyword only.
 """
 
-import logging
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -96,19 +93,6 @@ class Layout:
         """Bits of one uncompressed frame; YBR_FULL_422 shares one colour between two pixels."""
         samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
         return self.rows * self.columns * samples * self.allocated
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Neither warnings nor log records of pydicom: they quote header values, and logs are read by others."""
-    logger = logging.getLogger("pydicom")
-    propagate, logger.propagate = logger.propagate, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.propagate = propagate
 
 
 def read_header(payload: bytes, pixels: int) -> Dataset:

@@ -21,11 +21,12 @@ from pydicom.uid import (
 )
 
 from storage.codestream import declared_size
-from storage.dicom_header import COLOURS, PALETTE, Layout, number, quiet_pydicom, read_header, read_layout, value
+from storage.dicom_header import COLOURS, PALETTE, Layout, number, read_header, read_layout, value
 from storage.errors import ImageError
 from storage.grayscale import WindowChoice, read_display
 from storage.jpeg12 import decode_jpeg12
 from storage.lookup import read_palette
+from storage.quiet import quiet
 
 Array = NDArray[Any]
 
@@ -42,7 +43,7 @@ class DicomPixels:
     syntax: UID
 
     @classmethod
-    @quiet_pydicom()
+    @quiet("pydicom")
     def open(cls, payload: bytes, pixels: int) -> Self:
         """Raises ImageError for what no frame of can be shown; `pixels` caps rows x columns x samples."""
         dataset = read_header(payload, pixels)
@@ -55,7 +56,7 @@ class DicomPixels:
             _refuse_truncated(layout, len(data))
         return cls(dataset, layout, syntax)
 
-    @quiet_pydicom()
+    @quiet("pydicom")
     def frame(self, index: int, choice: WindowChoice) -> Array:
         """Gray [h,w] float32 in [0, 1], colour [h,w,3] uint8, uint16 (full range) or float32. Raises ImageError."""
         layout = self.layout

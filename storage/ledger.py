@@ -102,7 +102,7 @@ def hold(run: Objects) -> Iterator[None]:
         if _alive(other, owner):
             raise RunError(
                 f"{run.location}: another audit (process {other['pid']} on {other['host']}) is writing this run. "
-                f"Wait for it, or end it; its lock counts as left behind {_STALE_SECONDS:.0f} seconds after its last sign of life."
+                f"Wait for it, or end it: {_STALE_SECONDS:.0f} seconds after its last sign of life its lock is void."
             )
         run.delete(_LOCK)
     released = threading.Event()

@@ -1,8 +1,5 @@
 """PNG, JPEG and TIFF files as arrays, through Pillow."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Self
@@ -12,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from storage.errors import ImageError
+from storage.quiet import quiet
 
 Array = NDArray[Any]
 
@@ -35,7 +33,7 @@ class RasterPixels:
     def open(cls, payload: bytes, format: str, pixels: int) -> Self:
         """format: png | jpeg | tiff. Raises ImageError; `pixels` caps rows x columns x samples of a frame."""
         try:
-            with _quiet():
+            with quiet("PIL"):
                 image = Image.open(BytesIO(payload), formats=(format.upper(),))
         except Image.DecompressionBombError:
             raise ImageError("the image has more pixels than Pillow reads") from None
@@ -47,7 +45,7 @@ class RasterPixels:
         """Gray [h,w] or RGB [h,w,3]: uint8, uint16 (white = max), or float32 in [0, 1]. Raises ImageError."""
         image = self.image
         try:
-            with _quiet():
+            with quiet("PIL"):
                 frames = getattr(image, "n_frames", 1)
                 if 0 <= index < frames and index != image.tell():
                     image.seek(index)
@@ -61,21 +59,13 @@ class RasterPixels:
                 f"an image of {image.height} x {image.width} has {size} samples, over the cap of {self.pixels}"
             )
         try:
-            with _quiet():
+            with quiet("PIL"):
                 image.load()
         except MemoryError:
             raise
         except Exception:
             raise ImageError(f"the {self.format.upper()} data is damaged, or ends early") from None
         return _pixels(image)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns of odd tags and of sizes that our own cap allows; neither is news to the reader of a log."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _pixels(image: Image.Image) -> Array:

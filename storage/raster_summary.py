@@ -1,13 +1,10 @@
 """The headers of PNG, JPEG and TIFF files, read by Pillow, which is loaded when the first one is met."""
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from storage.errors import ImageError
+from storage.quiet import quiet
 from storage.summary import Header
 
 if TYPE_CHECKING:
@@ -44,7 +41,7 @@ def summarise_raster(head: bytes, format: str, *, whole: bool) -> Header:
     if format == "tiff" and not whole:
         raise EOFError  # its directories lie anywhere
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(head), formats=(format.upper(),)) as image:
+        with quiet("PIL"), Image.open(io.BytesIO(head), formats=(format.upper(),)) as image:
             return _summary(image, format, head)
     except Image.DecompressionBombError:
         raise ImageError(f"the {format.upper()} declares more pixels than any reader takes") from None
@@ -53,20 +50,6 @@ def summarise_raster(head: bytes, format: str, *, whole: bool) -> Header:
         if not whole:
             raise EOFError from None
         raise ImageError(f"the {format.upper()} header is damaged ({type(error).__name__})") from None
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Neither warnings nor log records: they quote the header, and sizes are capped elsewhere."""
-    logger = logging.getLogger("PIL")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _summary(image: "Image.Image", format: str, head: bytes) -> Header:

@@ -1,7 +1,7 @@
 """Builds the catalogue on Ray: the archive is listed once, headers are read by many tasks."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
 from storage.catalogue import Frames, Located, arrange, catalogue_files, reject, rejected_table, rows_to_table
-from storage.errors import ArchiveError, ConfigurationError, ImageError
+from storage.errors import ArchiveError, ConfigurationError
 from storage.identity import Identity
 from storage.labels import BoxColumns, Label, LabelColumns, folder_labels, read_boxes, read_labels, resolve
 from storage.records import Box
@@ -22,6 +22,8 @@ from workflows.progress import Progress
 _CHUNK_FILES = 512
 _CHUNKS_A_CPU = 4
 _STAGE = "catalogue"
+# From here on, unpacking a compressed tar from its start for every shard is worth a word.
+_LONG_SCAN_BYTES = 1 << 30
 _KILLED = "reading its header ended the process that read it"
 
 
@@ -51,13 +53,7 @@ def listing_digest(archive: configuration.Archive) -> str:
 
     Containers count by their own size and time, so that asking is cheap.
     """
-    digest = hashlib.sha256()
-    for line in sorted(_listing_line(found) for found in open_archive(archive).outer_files()):
-        digest.update(line)
-    for table in (archive.labels, archive.boxes):
-        if table is not None and table.file is not None:
-            digest.update(hashlib.sha256(_document(table.file, "labels or boxes")).digest())
-    return digest.hexdigest()
+    return _digest(archive, open_archive(archive).outer_files())
 
 
 def build_catalogue(
@@ -68,14 +64,15 @@ def build_catalogue(
     Raises ArchiveError for an archive that cannot be listed or is empty, ConfigurationError for label files.
     """
     archive = open_archive(archive_configuration)
-    digest = listing_digest(archive_configuration)
-    files, refused = _listed(archive)
+    outer = list(archive.outer_files())
+    files, refused = _listed(archive, outer)
     labels, boxes = _annotations(archive_configuration, [file.location for file in files], progress)
     if archive_configuration.split is not None:
         files = [file for file in files if labels.get(file.location, Label()).split == archive_configuration.split]
         refused = []
         if not files:
             raise ArchiveError("archive.split: no file of the archive belongs to it by the label file")
+    _tell_long_scans(archive, files, progress)
     identity = Identity.load(file=archive_configuration.key.file, env=archive_configuration.key.env)
     reading = _Reading(archive, identity, archive_configuration.frames, labels, boxes)
     tables, rejections = _read_headers(reading, files, progress)
@@ -84,7 +81,7 @@ def build_catalogue(
     return BuiltCatalogue(
         arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes),
         rejected_table(rejection for rejection, _ in sorted(rejections, key=lambda item: item[1])),
-        digest,
+        _digest(archive_configuration, outer),
         len(files) + len(refused),
         sum(file.bytes for file in files),
     )
@@ -101,10 +98,20 @@ class _Reading:
     boxes: Mapping[str, tuple[Box, ...]]
 
 
-def _listed(archive: Archive) -> tuple[list[ArchiveFile], list[Refused]]:
+def _digest(archive: configuration.Archive, outer: Iterable[ArchiveFile | Refused]) -> str:
+    digest = hashlib.sha256()
+    for line in sorted(map(_listing_line, outer)):
+        digest.update(line)
+    for where, table in (("archive.labels.file", archive.labels), ("archive.boxes.file", archive.boxes)):
+        if table is not None and table.file is not None:
+            digest.update(hashlib.sha256(read_document(table.file, where)).digest())
+    return digest.hexdigest()
+
+
+def _listed(archive: Archive, outer: Iterable[ArchiveFile | Refused]) -> tuple[list[ArchiveFile], list[Refused]]:
     files: list[ArchiveFile] = []
     refused: list[Refused] = []
-    for found in archive.files():
+    for found in archive.files(outer):
         if isinstance(found, ArchiveFile):
             files.append(found)
         else:
@@ -128,7 +135,7 @@ def _annotations(
         labels = folder_labels(locations, healthy=archive.labels.healthy)
     elif archive.labels is not None and archive.labels.file is not None:
         found = resolve(
-            read_labels(_document(archive.labels.file, "archive.labels.file"), _label_columns(archive.labels)),
+            read_labels(read_document(archive.labels.file, "archive.labels.file"), _label_columns(archive.labels)),
             locations,
         )
         labels = found.by_location
@@ -137,7 +144,7 @@ def _annotations(
         raise ConfigurationError("archive.split needs archive.labels.split: the column that names the split of a row")
     if archive.boxes is not None:
         columns = BoxColumns(archive.boxes.image, archive.boxes.label, archive.boxes.columns, archive.boxes.form)
-        placed = resolve(read_boxes(_document(archive.boxes.file, "archive.boxes.file"), columns), locations)
+        placed = resolve(read_boxes(read_document(archive.boxes.file, "archive.boxes.file"), columns), locations)
         boxes = placed.by_location
         _tell_unmatched(progress, "box", placed.unmatched, len(boxes))
     return labels, boxes
@@ -155,17 +162,19 @@ def _label_columns(labels: configuration.Labels) -> LabelColumns:
     )
 
 
-def _document(location: str, where: str) -> bytes:
-    try:
-        return read_document(location)
-    except (ArchiveError, ImageError) as error:
-        raise ConfigurationError(f"{where}: {error}") from None
-
-
 def _tell_unmatched(progress: Progress, what: str, unmatched: int, matched: int) -> None:
     if unmatched:
         progress.note(
             f"{unmatched} names in the {what} file match no file of the archive, or several; {matched} match one"
+        )
+
+
+def _tell_long_scans(archive: Archive, files: Sequence[ArchiveFile], progress: Progress) -> None:
+    size = sum(file.bytes for file in files if archive.scan_of(file.location) is not None)
+    if size >= _LONG_SCAN_BYTES:
+        progress.note(
+            f"{size >> 20} MiB of the archive lie in compressed tars, which are unpacked from their start for every "
+            "shard. A folder, a .zip or a plain .tar is read much faster."
         )
 
 

@@ -12,7 +12,12 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 
 def dicom(
-    *, rows: int = 4, columns: int = 6, frames: int | None = None, syntax: str = ExplicitVRLittleEndian, **elements: object
+    *,
+    rows: int = 4,
+    columns: int = 6,
+    frames: int | None = None,
+    syntax: str = ExplicitVRLittleEndian,
+    **elements: object,
 ) -> bytes:
     """A one-channel DICOM image with any further elements by keyword."""
     dataset = Dataset()

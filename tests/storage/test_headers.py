@@ -19,10 +19,10 @@ from pydicom.uid import (
 )
 
 from storage.archive import Stream
-from storage.dicom_header import quiet_pydicom
 from storage.errors import ImageError
 from storage.headers import Header, read_header
 from storage.listing import ArchiveCaps
+from storage.quiet import quiet
 from tests.storage.sample_files import dicom, raster
 
 CANARY = "MUSTERMANN"
@@ -46,7 +46,7 @@ class _Counting(io.BytesIO):
 
 
 def _header(payload: bytes, **caps: int) -> Header:
-    with quiet_pydicom():
+    with quiet("pydicom"):
         return read_header(Stream(io.BytesIO(payload)), ArchiveCaps(**caps))  # type: ignore[arg-type]
 
 
@@ -229,11 +229,12 @@ def test_a_file_cut_anywhere_gives_a_header_or_a_reason(payload: bytes) -> None:
             assert _header(payload[:length]).height == whole.height
 
 
-def test_a_sequence_that_never_ends_is_a_reason() -> None:
+@pytest.mark.parametrize("representation", [b"SQ", b"OB"])
+def test_an_element_that_never_ends_is_a_reason(representation: bytes) -> None:
     payload = dicom()
     at = payload.index(b"\x28\0\x02\0")
     with pytest.raises(ImageError, match="damaged"):
-        _header(payload[:at] + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + payload[at:])
+        _header(payload[:at] + b"\x09\0\x10\x10" + representation + b"\0\0\xff\xff\xff\xff" + payload[at:])
 
 
 def test_pillow_says_nothing_about_a_header_it_does_not_like(caplog: pytest.LogCaptureFixture) -> None:
