@@ -11,28 +11,27 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from storage.objects import Objects
 from workflows.configuration import Configuration
 from workflows.report.figures import importance_figure, levels_figure, to_png
-from workflows.report.results import EVERY_CLASS, Record, Results, read_results
+from workflows.report.record import Record
+from workflows.report.results import EVERY_CLASS, Results, read_results
 from workflows.report.tables import feature_order, shown_classes
 from workflows.report.wording import limit_names
 from workflows.state import state_folder
 
-_T = TypeVar("_T")
 _ENTRY = ".ledger/mlflow.json"
-_METRICS_A_BATCH = 1000
-_PARAMS_A_BATCH = 100
 _DIGEST_CHARACTERS = 36  # what MLflow keeps of a dataset's digest
 # MLflow's own patience with a dead server is minutes; it prints addresses to stdout, where --json belongs.
 _BEHAVIOUR = {
@@ -111,7 +110,7 @@ def _read_entry(run: Objects, store: str) -> _Entry:
 
 
 def _kind(error: Exception) -> str:
-    """The class of a failure with MLflow's code or the missing module. Its text stays out: it may hold an address with a password."""
+    """The class of a failure with MLflow's code or the missing module. Its text may hold a password: it stays out."""
     code = getattr(error, "error_code", None) or getattr(error, "name", None)
     return f"{type(error).__name__} {code}" if code else type(error).__name__
 
@@ -126,7 +125,10 @@ def _behaved_mlflow() -> Iterator[None]:
     level = alembic.level
     alembic.setLevel(logging.WARNING)  # announces each step of making the database
     try:
-        yield
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)  # of MLflow's libraries, to MLflow's authors
+            yield
     finally:
         alembic.setLevel(level)
         for name in added:
@@ -176,11 +178,7 @@ def _send(client: Any, mlflow_run: str, content: _Content) -> None:
     params = [Param(key, value) for key, value in content.params.items() if key not in known]
     metrics = [Metric(key, value, content.ended, 0) for key, value in content.metrics.items()]
     tags = [RunTag(key, value) for key, value in content.tags.items()]
-    for part in _batches(params, _PARAMS_A_BATCH):
-        client.log_batch(mlflow_run, params=part)
-    for part in _batches(metrics, _METRICS_A_BATCH):
-        client.log_batch(mlflow_run, metrics=part)
-    client.log_batch(mlflow_run, tags=tags)
+    client.log_batch(mlflow_run, metrics, params, tags)  # the client cuts it into what a server takes at once
     digest, profile = content.archive
     archive = Dataset("archive", digest, "code", json.dumps({"tags": {}}), profile=profile)
     client.log_inputs(mlflow_run, [DatasetInput(archive, [InputTag("mlflow.data.context", "audit")])])
@@ -191,10 +189,6 @@ def _send(client: Any, mlflow_run: str, content: _Content) -> None:
             path.write_bytes(data)
         client.log_artifacts(mlflow_run, folder)
     client.set_terminated(mlflow_run, "FINISHED", end_time=content.ended)
-
-
-def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _content(run: Objects, results: Results) -> _Content:

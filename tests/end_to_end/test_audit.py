@@ -107,7 +107,8 @@ def test_the_profile_through_ray_is_the_profile_computed_in_one_process(audited:
     np.testing.assert_allclose(profile["importance/grad-cam/all"][...], expected, rtol=1e-5, atol=1e-9)
 
 
-def test_mlflow_holds_the_numbers_of_the_run(audited: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own, when it opens a database
+def test_mlflow_holds_the_numbers_of_the_run(audited: tuple[Path, str]) -> None:
     from mlflow import MlflowClient
 
     folder = audited[0]

@@ -1,9 +1,6 @@
-"""A synthetic run: what an audit leaves, made from seeded numbers, with no archive, model or engine behind it.
+"""A synthetic run: what an audit leaves, made from a seeded scene, with no archive, model or engine behind it."""
 
-The classifier is imagined: one bright spot an image, whose place tells the class, features that answer to
-places, global average pooling and a linear head. Everything a reader of runs sees is computed from that.
-"""
-
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -15,11 +12,7 @@ import pyarrow as pa
 from storage.arrays import NamedArray, write_arrays
 from storage.objects import Objects
 from storage.tables import write_table
-
-Array = np.ndarray[Any, Any]
-
-_NAMES = ("Effusion", "Nodule", "Cardiomegaly", "No Finding", "Fracture", "Mass", "Hernia", "Edema")
-
+from tests.workflows.synthetic_scene import Array, Scene, make_scene
 
 _FINDINGS = [
     {
@@ -30,78 +23,6 @@ _FINDINGS = [
         "evidence": {"feature": 3},
     }
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """The imagined archive and model. activations [N,F,h,w], weights [C,F], labels [N] (-1 unlabelled)."""
-
-    pictures: Array
-    activations: Array
-    weights: Array
-    bias: Array
-    labels: Array
-    classes: tuple[str, ...]
-
-    def logits(self) -> Array:
-        return np.asarray(self.activations.mean((2, 3)) @ self.weights.T + self.bias)
-
-    def maps(self) -> Array:
-        """Grad-CAM [N,C,h,w]: weights over the cells' number, so that a map sums to logit minus bias."""
-        cells = self.activations.shape[2] * self.activations.shape[3]
-        return np.asarray(np.einsum("cf,nfhw->nchw", self.weights / cells, self.activations))
-
-
-def make_scene(*, images: int = 48, classes: int = 4, labelled: bool = True, side: int = 160) -> Scene:
-    """A seeded scene of grey pictures [N,side,side,3] that look a little like radiographs."""
-    random = np.random.default_rng(20261121)
-    names = _NAMES[:classes] if classes <= len(_NAMES) else tuple(f"class {index:04d}" for index in range(classes))
-    truth = np.arange(images) % classes
-    angle = 2 * np.pi * truth / classes
-    y = 0.5 + 0.25 * np.sin(angle) + random.normal(0, 0.04, images)
-    x = 0.5 + 0.25 * np.cos(angle) + random.normal(0, 0.04, images)
-    strength = random.uniform(0.25, 1.0, images)
-    features, cells = 24, 7
-    activations = _spots(y, x, strength, cells, 0.11)[:, None] * _features(y, x, features, random)[:, :, None, None]
-    activations += 0.12 * _clouds(images, features, cells, random)
-    activations[:, -2:] = 0.0  # two features that never answer
-    turn = 2 * np.pi * (np.arange(classes)[:, None] / classes - np.arange(features)[None] / features)
-    weights = 12.0 * np.cos(turn) + random.normal(0, 1.5, (classes, features))
-    pictures = _pictures(y, x, strength, side, random)
-    labels = truth if labelled else np.full(images, -1)
-    return Scene(pictures, activations, weights, random.normal(0, 0.4, classes), labels, names)
-
-
-def _clouds(images: int, features: int, cells: int, random: np.random.Generator) -> Array:
-    """Smooth background activity in 0..1, mostly near 0."""
-    waves = np.cos(np.pi * np.arange(3)[:, None] * (np.arange(cells) + 0.5) / cells)
-    amounts = random.normal(0, 0.3, (images, features, 3, 3))
-    return np.asarray(np.maximum(np.einsum("nfij,ih,jw->nfhw", amounts, waves, waves), 0) ** 2)
-
-
-def _spots(y: Array, x: Array, strength: Array, side: int, width: float) -> Array:
-    grid = (np.arange(side) + 0.5) / side
-    dy = (grid[None, :, None] - y[:, None, None]) ** 2
-    dx = (grid[None, None, :] - x[:, None, None]) ** 2
-    return np.asarray(strength[:, None, None] * np.exp(-(dy + dx) / (2 * width**2)))
-
-
-def _features(y: Array, x: Array, features: int, random: np.random.Generator) -> Array:
-    angle = 2 * np.pi * np.arange(features) / features
-    match = np.cos(np.arctan2(y - 0.5, x - 0.5)[:, None] - angle[None])
-    return np.asarray(np.maximum(match, 0) ** 2 + random.uniform(0, 0.1, (len(y), features)))
-
-
-def _pictures(y: Array, x: Array, strength: Array, side: int, random: np.random.Generator) -> Array:
-    grid = (np.arange(side) + 0.5) / side
-    body = np.exp(-(((grid[:, None] - 0.55) / 0.42) ** 4) - ((grid[None] - 0.5) / 0.36) ** 4)
-    lungs = sum(
-        np.exp(-(((grid[:, None] - 0.5) / 0.27) ** 4) - ((grid[None] - centre) / 0.12) ** 4) for centre in (0.34, 0.66)
-    )
-    ribs = 0.04 * np.sin(grid[:, None] * 60 + 6 * (grid[None] - 0.5) ** 2)
-    ground = 0.72 * body - 0.42 * lungs + ribs * body
-    grey = ground[None] + 0.45 * _spots(y, x, strength, side, 0.05) + random.normal(0, 0.025, (len(y), side, side))
-    return np.repeat((np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +124,15 @@ def _record(recipe: Recipe, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def _identity(row: int) -> str:
+    return hashlib.sha256(str(row).encode()).hexdigest()[:32]
+
+
 def _catalogue(recipe: Recipe) -> pa.Table:
     count = recipe.images
     return pa.table(
         {
-            "id": [f"{index:032x}" for index in range(count)],
+            "id": [_identity(index) for index in range(count)],
             "patient": [f"{index // 2:032x}" for index in range(count)],
             "format": ["png" if index % 4 == 0 else "dicom" for index in range(count)],
             "modality": [None if index % 4 == 0 else ("DX" if index % 3 else "CR") for index in range(count)],
@@ -221,12 +146,8 @@ def _catalogue(recipe: Recipe) -> pa.Table:
 
 
 def _rejected(recipe: Recipe) -> pa.Table:
-    stages = [stage for stage, _ in recipe.rejected]
-    reasons = [reason for _, reason in recipe.rejected]
-    ids = [f"{index:031x}f" for index in range(len(stages))]
-    return pa.table(
-        {"id": pa.array(ids, pa.string()), "stage": pa.array(stages, pa.string()), "reason": pa.array(reasons, pa.string())}
-    )
+    rows = [{"id": f"{i:031x}f", "stage": stage, "reason": why} for i, (stage, why) in enumerate(recipe.rejected)]
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("id", "stage", "reason")]))
 
 
 def _profile(scene: Scene, logits: Array, maps: Array, limits: Array) -> dict[str, NamedArray]:
@@ -262,7 +183,7 @@ def _profile(scene: Scene, logits: Array, maps: Array, limits: Array) -> dict[st
 
 def _histogram(maps: Array) -> dict[str, NamedArray]:
     cells = maps.transpose(1, 0, 2, 3).reshape(maps.shape[1], -1)
-    edges = np.linspace(cells.min(), cells.max(), 201)
+    edges = np.linspace(cells.min(), cells.max(), 4001)
     counts = np.stack([np.histogram(row, edges)[0] for row in cells]).astype(np.int64)
     return {
         "levels/grad-cam/histogram": NamedArray(counts, ("class", "bin"), "cells a bin"),
@@ -291,12 +212,16 @@ def _metrics(scene: Scene, names: tuple[str, ...], logits: Array, sums: dict[str
     for name, chosen in groups:
         n = int(chosen.sum())
         rows.append(("model", name, "cases", float(n), n))
+        rows.append(("model", name, "mean probability", 0.75, n))
+        rows.append(("grad-cam", name, "border attention", 0.125, n))
         for method, values in sums.items():
             for measure, ranked in (("pearson", False), ("spearman", True)):
-                rows.append((method, name, f"consistency.{measure}", _correlation(values[chosen], top[chosen], ranked), n))
+                value = _correlation(values[chosen], top[chosen], ranked)
+                rows.append((method, name, f"consistency.{measure}", value, n))
         known = chosen & (scene.labels >= 0)
         if known.any():
-            rows.append(("model", name, "precision of the predicted class", float((answers == scene.labels)[known].mean()), int(known.sum())))
+            share = float((answers == scene.labels)[known].mean())
+            rows.append(("model", name, "precision of the predicted class", share, int(known.sum())))
     columns = list(zip(*rows, strict=True))
     return pa.table(dict(zip(("method", "class", "measure", "value", "n"), map(list, columns), strict=True)))
 
@@ -326,7 +251,7 @@ def _exemplars(recipe: Recipe, scene: Scene, logits: Array, maps: Array, limits:
     np.savez_compressed(
         sink,
         row=rows_k.astype(np.int64),
-        id=np.array([f"{row:032x}" for row in rows], "<U32"),
+        id=np.array([_identity(row) for row in rows], "<U32"),
         **{"class": classes_k.astype(np.int32)},
         kind=np.array(kinds, "<U6"),
         probability=probabilities[rows_k, classes_k].astype(np.float32),

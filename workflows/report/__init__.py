@@ -9,7 +9,7 @@ from workflows.report.painting import data_uri, legend
 from workflows.report.results import AGREEMENT, EVERY_CLASS, read_results
 
 _SHOWN_REASONS = 40
-_SWATCHES = {"high": (0.9, 1.0), "usual": (0.4, 0.9), "little": (0.0, 0.35), "below": (-1.0, -0.1)}
+_SWATCHES = {"high": (0.9, 2.5), "usual": (0.35, 0.9), "little": (0.1, 0.3), "below": (-0.7, 0.0)}
 
 
 def build_report(run: Objects) -> str:
@@ -24,7 +24,7 @@ def build_report(run: Objects) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": "{:,}".format,
+        "grouped": "{:,}".format,
         "number": wording.number,
         "percent": wording.percent,
         "place": "{:.2f}".format,
@@ -41,6 +41,7 @@ def build_report(run: Objects) -> str:
         levels=[tables.level_table(results, levels, shown) for levels in results.levels],
         importance=[tables.importance_table(results, importance, shown) for importance in results.importance],
         silent=int((results.active == 0).sum()),
+        classes=tables.class_rows(results, shown),
         consistency=tables.consistency_rows(results),
         reasons=results.rejected[:_SHOWN_REASONS],
         other_reasons=results.rejected[_SHOWN_REASONS:],

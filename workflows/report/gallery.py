@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tasks.cams.scaling import CommonScale, individual, resized
-from workflows.report.painting import Array, data_uri, paint
+from tasks.cams.scaling import LOW_LEVEL, CommonScale, individual, resized
+from workflows.report.painting import HIGHEST, Array, data_uri, paint, place
 from workflows.report.results import Exemplars, Results
 from workflows.report.wording import limit_names, number, percent
 
@@ -26,6 +26,7 @@ class Example:
     """One image beside its two maps. above: the share of the picture whose level exceeds the high limit."""
 
     kind: str
+    id: str  # its beginning, enough to find it in cases.parquet
     probability: str
     verdict: str
     image: Picture
@@ -52,7 +53,7 @@ class Gallery:
     labelled: int | None
     examples: tuple[Example, ...]
     ticks: tuple[Tick, Tick]
-    zero: float | None
+    zero: float
 
 
 def galleries(results: Results) -> tuple[Gallery, ...]:
@@ -68,20 +69,17 @@ def _gallery(results: Results, exemplars: Exemplars, c: int) -> Gallery:
     name = results.record.model.classes[c]
     members = [int(k) for k in np.flatnonzero(exemplars.classes == c)]
     limits = exemplars.limits[members[0]]
-    scale = CommonScale.between(
-        limits[None], (name,), layer=results.record.model.layer, kind=results.record.limits.scale
-    )
-    places = 50 * (1 + scale.apply(torch.tensor([[[*limits, 0.0]]]), _FIRST).flatten().numpy())
+    scale = CommonScale.between(limits[None], (name,), layer=results.record.model.layer, kind="linear")
+    marks = scale.apply(torch.tensor([[[*limits, 0.0]]]), _FIRST).flatten().tolist()
     low, high = limit_names(results.record)
+    members.sort(key=lambda k: list(KINDS).index(exemplars.kinds[k]))
     return Gallery(
         name=name,
         answered=int(results.answered[c]),
         labelled=int(results.labelled[c]) if results.record.labelled else None,
-        examples=tuple(
-            _example(exemplars, k, name, scale) for k in sorted(members, key=lambda k: list(KINDS).index(exemplars.kinds[k]))
-        ),
-        ticks=(Tick(places[0], low, number(limits[0])), Tick(places[1], high, number(limits[1]))),
-        zero=float(places[2]) if 0 <= places[2] <= 100 else None,
+        examples=tuple(_example(exemplars, k, name, scale) for k in members),
+        ticks=(Tick(place(marks[0]), low, number(limits[0])), Tick(place(marks[1]), high, number(limits[1]))),
+        zero=place(marks[2]),
     )
 
 
@@ -89,14 +87,16 @@ def _example(exemplars: Exemplars, k: int, name: str, scale: CommonScale) -> Exa
     picture = exemplars.pictures[k]
     saliency = resized(torch.from_numpy(exemplars.cams[k])[None, None].double(), picture.shape[:2])[0]
     above = f"{100 * float((saliency > exemplars.limits[k, 1]).double().mean()):.0f} %"
+    own = LOW_LEVEL + (HIGHEST - LOW_LEVEL) * individual(saliency)  # the same colours, from none to the brightest
     subject = f"{KINDS[exemplars.kinds[k]].lower()} image of class {name}"
     return Example(
         kind=KINDS[exemplars.kinds[k]],
+        id=exemplars.ids[k][:12],
         probability=percent(float(exemplars.probabilities[k])),
         verdict=_VERDICTS[int(exemplars.labels[k])],
         image=Picture(data_uri(picture), f"The {subject}, as the classifier sees it"),
-        common=_map(picture, scale.apply(saliency, _FIRST), f"The {subject} on the common scale: {above} of it is high"),
-        own=_map(picture, individual(saliency), f"The {subject}, its map scaled by itself"),
+        common=_map(picture, scale.apply(saliency, _FIRST), f"The {subject}, common scale: {above} of it is high"),
+        own=_map(picture, own, f"The {subject}, its map scaled by itself"),
         above=above,
     )
 

@@ -13,36 +13,44 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from tasks.cams.scaling import HIGH_LEVEL, LOW_LEVEL
+
 Array = np.ndarray[Any, Any]
 
 _WARM = "inferno"
 _COOL = (0.34, 0.71, 0.91)  # the sky blue of Okabe and Ito's palette
-# tanh presses everything above the high limit into 0.9..1, so that stretch gets the brightest third of the colours.
-_LEVELS = (0.0, 0.35, 0.9, 1.0)
-_PLACES = (0.30, 0.32, 0.66, 0.97)
-_OPACITIES = (0.0, 0.10, 0.70, 0.90)
+# Levels are linear S-CAM: the low limit at .1, the high one at .9. Images of a class lie far above what the
+# archive usually shows of it, so the brighter half of the colours is left to what is above the high limit.
+LOWEST, HIGHEST = -0.7, 2.5
+_LEVELS = (LOWEST, LOW_LEVEL, 0.35, HIGH_LEVEL, HIGHEST)
+_PLACES = (0.30, 0.30, 0.36, 0.66, 0.97)
+_OPACITIES = (0.75, 0.0, 0.12, 0.62, 0.90)
 _GROUND = 0.30
 _GREY = (0.10, 0.78)  # the image's own range below the colours, so that white bone and yellow evidence differ
 
 
 def paint(picture: Array, level: Array) -> Array:
-    """Lay levels [H,W], -1..1, over a picture [H,W,3] uint8; the picture keeps its shapes and loses its colours."""
+    """Lay levels [H,W] over a picture [H,W,3] uint8; the picture keeps its shapes and loses its colours."""
     low, high = _GREY
     grey = low + (high - low) * (picture @ np.array([0.299, 0.587, 0.114])) / 255.0
     return _blend(np.repeat(grey[..., None], 3, axis=-1), level)
 
 
-def legend(low: float = -1.0, high: float = 1.0, width: int = 400) -> Array:
-    """The scale from `low` to `high` as a strip, painted the way the maps are, without an image below."""
+def legend(low: float = LOWEST, high: float = HIGHEST, width: int = 400) -> Array:
+    """The levels from `low` to `high` as a strip, painted the way the maps are, without an image below."""
     level = np.repeat(np.linspace(low, high, width)[None], 8, axis=0)
     return _blend(np.full((*level.shape, 3), _GROUND), level)
 
 
+def place(level: float) -> float:
+    """Where a level lies on the full legend, percent from the left; the ends hold what lies beyond them."""
+    return 100 * (min(max(level, LOWEST), HIGHEST) - LOWEST) / (HIGHEST - LOWEST)
+
+
 def _blend(ground: Array, level: Array) -> Array:
-    level = np.clip(level, -1.0, 1.0)
     colours = matplotlib.colormaps[_WARM](np.interp(level, _LEVELS, _PLACES))[..., :3]
-    colours[level < 0] = _COOL
-    opacity = np.interp(level, (-1.0, *_LEVELS), (0.75, *_OPACITIES))[..., None]
+    colours[level < LOW_LEVEL] = _COOL
+    opacity = np.interp(level, _LEVELS, _OPACITIES)[..., None]
     return np.asarray(np.round(255 * (ground * (1 - opacity) + colours * opacity)), np.uint8)
 
 

@@ -6,12 +6,13 @@ import numpy as np
 
 from workflows.report.gallery import Picture
 from workflows.report.painting import Array, colour_map, data_uri
-from workflows.report.results import EVERY_CLASS, Importance, Levels, Results
+from workflows.report.results import AGREEMENT, BORDER, EVERY_CLASS, Importance, Levels, Metric, Results
 from workflows.report.wording import correlation, number, percent
 
 SHOWN_CLASSES = 24  # more rows are no longer looked at; the arrays hold all of them
-_PRINCIPAL = 5
+_PRINCIPAL = 4
 _STRIP_COLUMNS = 480
+_FEW = 3  # cases below which a correlation says nothing
 _SCALES = {
     "raw": "not scaled",
     "individual": "scaled by itself",
@@ -66,11 +67,26 @@ class ImportanceTable:
 
 @dataclass(frozen=True, slots=True)
 class ConsistencyRow:
+    """within: the median of Pearson's correlation over `classes` classes that have cases enough."""
+
     method: str
     scale: str
     pearson: str
     spearman: str
     n: int
+    within: str
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """Worded measures of one class; a dash where there are none."""
+
+    name: str
+    cases: str
+    probability: str
+    agreement: str
+    border: str
 
 
 def shown_classes(results: Results) -> list[int]:
@@ -162,14 +178,52 @@ def _half(positive: Array) -> int:
 
 
 def consistency_rows(results: Results) -> tuple[ConsistencyRow, ...]:
-    """Correlation of map sums with logits over all cases, a row for each method and scale."""
+    """Correlation of map sums with logits, a row for each method and scale."""
     rows = []
     for metric in results.metrics:
         if metric.measure == "consistency.pearson" and metric.category == EVERY_CLASS:
             method, _, scale = metric.method.rpartition(".")
             ranked = results.find(metric.method, EVERY_CLASS, "consistency.spearman")
-            spearman = float("nan") if ranked is None else ranked.value
+            within = [
+                item.value
+                for item in results.metrics
+                if (item.method, item.measure) == (metric.method, metric.measure)
+                and item.category != EVERY_CLASS
+                and item.n >= _FEW
+                and np.isfinite(item.value)
+            ]
             rows.append(
-                ConsistencyRow(method, _SCALES[scale], correlation(metric.value), correlation(spearman), metric.n)
+                ConsistencyRow(
+                    method=method,
+                    scale=_SCALES[scale],
+                    pearson=correlation(metric.value),
+                    spearman=correlation(float("nan") if ranked is None else ranked.value),
+                    n=metric.n,
+                    within=correlation(float(np.median(within)) if within else float("nan")),
+                    classes=len(within),
+                )
             )
     return tuple(rows)
+
+
+def class_rows(results: Results, shown: list[int]) -> tuple[ClassRow, ...]:
+    """What the run measured of each shown class that has cases."""
+    bordered = next((item.method for item in results.metrics if item.measure == BORDER), "")
+    rows = []
+    for name in (results.record.model.classes[c] for c in shown):
+        cases = results.find("model", name, "cases")
+        if cases is not None:
+            rows.append(
+                ClassRow(
+                    name=name,
+                    cases=f"{cases.value:,.0f}",
+                    probability=_share(results.find("model", name, "mean probability")),
+                    agreement=_share(results.find("model", name, AGREEMENT)),
+                    border=_share(results.find(bordered, name, BORDER)),
+                )
+            )
+    return tuple(rows)
+
+
+def _share(metric: Metric | None) -> str:
+    return "\N{EN DASH}" if metric is None or not np.isfinite(metric.value) else percent(metric.value)

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from workflows.report.results import Record
+from workflows.report.record import Record
+
+_MINUS = "\N{MINUS SIGN}"
+_NONE = "\N{EN DASH}"
 
 
 def number(value: float) -> str:
@@ -12,7 +15,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
-    return f"{value:,.{min(digits, 9)}f}".replace("-", "−")
+    return f"{value:,.{min(digits, 9)}f}".replace("-", _MINUS)
 
 
 def percent(share: float) -> str:
@@ -28,7 +31,7 @@ def percent(share: float) -> str:
 
 def correlation(value: float) -> str:
     """A dash where there is none: under two cases, or nothing varied."""
-    return f"{value:.3f}".replace("-", "−") if np.isfinite(value) else "–"
+    return f"{value:.3f}".replace("-", _MINUS) if np.isfinite(value) else _NONE
 
 
 def limit_names(record: Record) -> tuple[str, str]:
