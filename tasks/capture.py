@@ -61,7 +61,7 @@ def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator
     with _frozen(classifier.module):
         handle = _layer(classifier).register_forward_hook(tap)
         try:
-            yield lambda batch: _forward(classifier, tap, batch, precision)
+            yield _Capture(classifier, tap, precision)
         finally:
             handle.remove()
 
@@ -73,23 +73,47 @@ def _layer(classifier: Classifier) -> nn.Module:
         raise ModelError(f"model.layer {classifier.layer!r} does not exist in this model") from error
 
 
-def _forward(classifier: Classifier, tap: "_Tap", batch: Tensor, precision: str) -> Forward:
-    tap.leaves.clear()
-    autocast = torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with torch.enable_grad(), autocast:
-        output = classifier.module(batch)
-    if len(tap.leaves) != 1:
-        raise ModelError(f"model.layer {classifier.layer!r} ran {len(tap.leaves)} times in a forward; expected once")
-    _check_logits(output, classifier, len(batch))
-    as_grid = classifier.reshape or _as_it_is
-    leaf = tap.leaves.pop()
-    activation = as_grid(leaf.detach())
-    if activation.ndim != 4:
-        raise ModelError(
-            f"model.layer {classifier.layer!r} puts out {list(activation.shape)}; "
-            "expected [batch, features, height, width]"
-        )
-    return Forward(activation, output.detach().float(), leaf, output, as_grid)
+class _Capture:
+    """Runs the classifier forward; remembers which memory layout its modules take."""
+
+    def __init__(self, classifier: Classifier, tap: "_Tap", precision: str) -> None:
+        self._classifier = classifier
+        self._tap = tap
+        self._autocast = torch.autocast(classifier.device.type, torch.bfloat16, enabled=precision == "bf16")
+        # Channels last made convolutions 1.2 to 2 times as fast on CPUs; on GPUs it is not measured yet.
+        self._channels_last = classifier.device.type == "cpu"
+
+    def __call__(self, batch: Tensor) -> Forward:
+        output, leaf = self._through(batch)
+        _check_logits(output, self._classifier, len(batch))
+        as_grid = self._classifier.reshape or _as_it_is
+        activation = as_grid(leaf.detach())
+        if activation.ndim != 4:
+            raise ModelError(
+                f"model.layer {self._classifier.layer!r} puts out {list(activation.shape)}; "
+                "expected [batch, features, height, width]"
+            )
+        return Forward(activation, output.detach().float(), leaf, output, as_grid)
+
+    def _through(self, batch: Tensor) -> tuple[Any, Tensor]:
+        if self._channels_last and batch.ndim == 4:
+            try:
+                return self._run(batch.contiguous(memory_format=torch.channels_last))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                # A `view` in the trunk that wants the plain layout. Any other fault shows again below.
+                self._channels_last = False
+        return self._run(batch)
+
+    def _run(self, batch: Tensor) -> tuple[Any, Tensor]:
+        self._tap.leaves.clear()
+        with torch.enable_grad(), self._autocast:
+            output = self._classifier.module(batch)
+        leaves, name = self._tap.leaves, self._classifier.layer
+        if len(leaves) != 1:
+            raise ModelError(f"model.layer {name!r} ran {len(leaves)} times in a forward; expected once")
+        return output, leaves.pop()
 
 
 def _check_logits(output: Any, classifier: Classifier, images: int) -> None:
@@ -114,7 +138,7 @@ class _Tap:
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise ModelError(f"model.layer {self.layer!r} puts out a {type(output).__name__}; expected one tensor")
-        leaf = output.detach().float().requires_grad_()
+        leaf = output.detach().float().contiguous().requires_grad_()  # the head may `view` it, whatever the trunk did
         self.leaves.append(leaf)
         return leaf.clone().to(output.dtype)
 

@@ -21,7 +21,7 @@ def border_attention(run: Objects, method: str, share: float) -> np.ndarray[Any,
     images, targets = stored.shape[:2]
     length = (stored.shards or stored.chunks)[0]  # one task a Zarr shard
     shards = tuple(min(length, images - start) for start in range(0, images, length))
-    attention = dask.array.map_blocks(
+    attention = dask.array.map_blocks(  # type: ignore[no-untyped-call]
         _shard_attention, run, method, share, chunks=(shards, (targets,)), dtype=np.float32, meta=np.zeros((0, 0), "f4")
     )
     return np.asarray(attention.compute(scheduler=ray_dask_get))
@@ -31,7 +31,7 @@ def _shard_attention(run: Objects, method: str, share: float, block_info: Any = 
     start, stop = block_info[None]["array-location"][0]
     positive = np.maximum(np.asarray(open_maps(run, method)[start:stop], np.float32), 0)
     with np.errstate(invalid="ignore"):
-        attention = (positive * _border(*positive.shape[-2:], share)).sum((2, 3)) / positive.sum((2, 3))
+        attention = (positive * _border(positive.shape[2], positive.shape[3], share)).sum((2, 3)) / positive.sum((2, 3))
     return np.asarray(attention)
 
 

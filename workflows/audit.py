@@ -29,7 +29,7 @@ from workflows.configuration import Configuration
 from workflows.exemplars import write_exemplars
 from workflows.findings import write_findings
 from workflows.merging import merge_profiles
-from workflows.passes import Pass, pass_rejections, run_pass
+from workflows.passes import pass_rejections, run_pass
 from workflows.plan import freeze
 from workflows.profile_arrays import named
 from workflows.progress import Progress
@@ -39,6 +39,7 @@ from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
 from workflows.survey import LoadedModel, Settings, archive_facts, load_model, settle, unknown_labels
 from workflows.tracking import log_run
+from workflows.work import Pass
 from workflows.workers import ExplainWorker, ProfileWorker, Scales
 
 

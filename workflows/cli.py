@@ -76,14 +76,17 @@ def _unexpected(error: Exception) -> str:
     """Class and place of a fault in our code. Its text stays out: a library may have put a file's name in it."""
     if os.environ.get("LUCENCY_TRACEBACK"):
         return "".join(traceback.format_exception(error)).rstrip()
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent.name in _ROOMS
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_ours(frame.filename)]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return (
         f"unexpected {type(error).__name__}{place}. This is a fault in Lucency, and the run can be resumed. "
         "LUCENCY_TRACEBACK=1 shows everything; that may name files of the archive, so read it before you share it."
     )
+
+
+def _is_ours(filename: str) -> bool:
+    root = Path(__file__).parent.parent
+    return any(Path(filename).is_relative_to(root / room) for room in _ROOMS)
 
 
 _configuration = click.argument("configuration", type=click.Path(path_type=Path, dir_okay=False))

@@ -7,7 +7,6 @@ does not arrive is searched for the image that kills its worker, and done again 
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,20 +23,9 @@ from workflows.cluster import Placement
 from workflows.progress import Progress
 from workflows.search import find_killers
 from workflows.shards import ShardReader
+from workflows.work import Pass
 
 _ROUNDS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A pass over all shards. worker: an actor class; arguments: its constructor's, after device and threads."""
-
-    stage: str
-    reader: ShardReader
-    worker: type
-    arguments: Sequence[Any]
-    commit: Callable[[pa.Table], pa.Table]
-    attempts: int
 
 
 def run_pass(
@@ -99,15 +87,15 @@ def _stream(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placemen
         ) from error
 
 
-def _pipeline(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement) -> ray.data.Dataset:
+def _pipeline(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement) -> Any:
     items = [{"shard": shard, "skip": list(skip)} for shard, skip in sorted(shards.items())]
     retries = work.attempts - 1
     with warnings.catch_warnings():
         # Retries have no named parameter in Ray Data yet; the constraint on ray's version ends before these go.
         warnings.simplefilter("ignore", RayDeprecationWarning)
+        source: Any = ray.data.from_items(items, override_num_blocks=len(items))  # its stubs know no keyword arguments
         return (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(
+            source.map_batches(
                 _read,
                 batch_size=None,
                 batch_format="pyarrow",

@@ -1,6 +1,8 @@
 """Models of an MLflow registry, read from the artifacts they were logged as."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import ModelError
@@ -17,9 +19,9 @@ def fetch_registered(uri: str, *, server: str | None, trust: str) -> tuple[str, 
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory(prefix="lucency-model-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="lucency-model-") as scratch, _tracked_at(server):
         try:
-            found = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=server, registry_uri=server)
+            found = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
         except (MlflowException, OSError) as error:
             raise ModelError(
                 f"model.source: {uri} cannot be had from MLflow: {type(error).__name__}. "
@@ -36,3 +38,19 @@ def fetch_registered(uri: str, *, server: str | None, trust: str) -> tuple[str, 
                 "trust who made it with running code on this machine, set `model.trust: pickle`."
             )
         return "pickle", pickled.read_bytes()
+
+
+@contextmanager
+def _tracked_at(server: str | None) -> Iterator[None]:
+    """MLflow looks aliases up at the server of the process, whatever server a call names; so it is set for a while."""
+    import mlflow
+
+    if server is None:
+        yield
+        return
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(server)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it

@@ -1,7 +1,6 @@
 """Finding the image that kills its worker: halve the shard until the one image is alone."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
@@ -10,16 +9,14 @@ from storage.errors import LucencyError
 from storage.records import Rejection
 from workflows.cluster import Placement
 from workflows.shards import shard_rows
-
-if TYPE_CHECKING:
-    from workflows.passes import Pass
+from workflows.work import Pass
 
 _DECODE = "the process that decodes it dies"
 _EXPLAIN = "the process that explains it dies"
 _MEMORY = "needs more memory than a worker has"
 
 
-def find_killers(work: "Pass", shard: int, skip: Sequence[str], placement: Placement) -> list[Rejection]:
+def find_killers(work: Pass, shard: int, skip: Sequence[str], placement: Placement) -> list[Rejection]:
     """The images of a shard that end their process or raise outside of their own fault, each alone.
 
     Decoding is tried first, in processes of its own; only when it survives is the model tried too. Empty when
@@ -70,11 +67,11 @@ def _outcome(reference: "ray.ObjectRef[None]", dies: str) -> str | None:
     return None
 
 
-def _decode_only(work: "Pass", shard: int, ids: Sequence[str]) -> None:
+def _decode_only(work: Pass, shard: int, ids: Sequence[str]) -> None:
     work.reader.read(shard, only=ids)
 
 
-def _decode_and_explain(work: "Pass", shard: int, ids: Sequence[str], placement: Placement) -> None:
+def _decode_and_explain(work: Pass, shard: int, ids: Sequence[str], placement: Placement) -> None:
     worker = work.worker(work.arguments[0], placement.device, placement.threads, *work.arguments[1:])
     result = worker(work.reader.read(shard, only=ids))
     if result["error"][0].as_py() is not None:

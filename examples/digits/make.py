@@ -17,7 +17,7 @@ from examples.digits.training import accuracy, train
 
 _SEED = 20
 _TEST_SHARE = 0.25
-_EPOCHS = 24
+_EPOCHS = 12
 _EXPECTED_ACCURACY = 0.95
 
 

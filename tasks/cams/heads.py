@@ -5,7 +5,8 @@ with a ReLU in front, as in DenseNet, it is that where A > 0 and else 0. Then al
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,18 @@ class LinearHead:
     """z = W mean(A) + b, or z = W mean(relu(A)) + b where rectified."""
 
     weights: Tensor  # W [C,F]
+    constant: Tensor  # b [C]
     rectified: bool
+
+    @classmethod
+    def through(cls, weights: Tensor, forward: Forward, *, rectified: bool) -> Self:
+        """The head with these weights whose constant makes the batch's first image right."""
+        head = cls(weights, torch.zeros_like(weights[:, 0]), rectified)
+        return replace(head, constant=(forward.logits - head.pooled(forward) @ weights.T)[0])
+
+    def pooled(self, forward: Forward) -> Tensor:
+        activation = forward.activation
+        return (activation.relu() if self.rectified else activation).mean((-2, -1))
 
     def gradient(self, activation: Tensor) -> Separable:
         """dz/dA of all classes, factored."""
@@ -34,11 +46,23 @@ class LinearHead:
         return Separable(self.weights, activation.new_full((1, 1, 1, 1), 1 / cells))
 
     def explains(self, forward: Forward, tolerance: float) -> bool:
-        """Whether the batch's logits are linear in its pooled features, up to one constant a class."""
-        pooled = (forward.activation.relu() if self.rectified else forward.activation).mean((-2, -1))
-        constant = forward.logits - pooled @ self.weights.T
-        terms = pooled.abs() @ self.weights.abs().T + forward.logits.abs()
-        return bool(((constant - constant[:1]).abs() <= tolerance * terms.amax()).all())
+        """Whether these are the logits of the batch."""
+        pooled = self.pooled(forward)
+        difference = forward.logits - torch.addmm(self.constant, pooled, self.weights.T)
+        terms = torch.addmm(forward.logits.abs(), pooled.abs(), self.weights.T.abs())
+        return bool((difference.abs() <= tolerance * terms.amax()).all())
+
+    def has_gradient_of(self, forward: Forward, tolerance: float) -> bool:
+        """Compare with autograd along one random combination of all classes.
+
+        A wrong gradient of any class shows in it, except for a set of combinations of measure zero.
+        """
+        generator = torch.Generator().manual_seed(0)
+        combination = torch.randn(len(self.weights), generator=generator).to(self.weights)
+        separable = self.gradient(forward.activation)
+        ours = (combination @ self.weights)[None, :, None, None] * separable.by_cell
+        terms = (combination.abs() @ self.weights.abs()).amax() * separable.by_cell.amax()
+        return bool(((forward.combined_gradient(combination) - ours).abs() <= tolerance * terms).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +73,16 @@ class Head:
     tolerance: float
 
     @classmethod
-    def recognise(cls, module: nn.Module, forward: Forward, precision: str) -> "Head":
-        """Find the closed form and prove it on this batch, in logits and in gradients."""
+    def recognise(cls, module: nn.Module, forward: Forward, precision: str) -> Self:
+        """Find the closed form among the module's weights and prove it on this batch, in logits and gradients."""
         tolerance = _TOLERANCE[precision]
         shape = (forward.logits.shape[1], forward.activation.shape[1])
         for parameter in module.parameters():
             if parameter.shape[:2] == shape and parameter.numel() == shape[0] * shape[1]:
                 weights = parameter.detach().float().reshape(shape)
-                for head in (LinearHead(weights, rectified=False), LinearHead(weights, rectified=True)):
-                    if head.explains(forward, tolerance) and _same_gradient(head, forward, tolerance):
+                for rectified in (False, True):
+                    head = LinearHead.through(weights, forward, rectified=rectified)
+                    if head.explains(forward, tolerance) and head.has_gradient_of(forward, tolerance):
                         return cls(head, tolerance)
         return cls(None, tolerance)
 
@@ -90,17 +115,3 @@ def _chunks(targets: Tensor, elements: int) -> Iterator[slice]:
     images, columns = targets.shape
     step = max(1, _CHUNK_ELEMENTS // (images * elements))
     return (slice(start, min(start + step, columns)) for start in range(0, columns, step))
-
-
-def _same_gradient(head: LinearHead, forward: Forward, tolerance: float) -> bool:
-    """Compare with autograd along one random combination of all classes.
-
-    A wrong gradient of any class shows in it, except for a set of combinations of measure zero.
-    """
-    generator = torch.Generator().manual_seed(0)
-    combination = torch.randn(forward.logits.shape[1], generator=generator).to(forward.logits.device)
-    expected = forward.combined_gradient(combination)
-    separable = head.gradient(forward.activation)
-    difference = expected - (combination @ head.weights)[None, :, None, None] * separable.by_cell
-    terms = (combination.abs() @ head.weights.abs()).amax() * separable.by_cell.amax()
-    return bool((difference.abs() <= tolerance * terms).all())

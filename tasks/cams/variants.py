@@ -15,10 +15,13 @@ from tasks.classifier import Classifier
 
 SUMS = ("raw", "individual", "linear", "tanh")
 
+_LARGEST = torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """maps: method -> float16 [B,T,H,W]; sums: `<variant>.<scale>` -> float64 [B,T]. NaN where there is no map."""
+    """maps: method -> float16 [B,T,H,W], values beyond float16's range at its ends; sums: `<variant>.<scale>` ->
+    float64 [B,T], from the float32 maps. NaN where there is no map."""
 
     maps: dict[str, Tensor]
     sums: dict[str, Tensor]
@@ -55,7 +58,7 @@ class Variant:
         sums["individual"] = individual(saliency).sum((-2, -1), dtype=torch.float64)
         return Drawn(
             {
-                method: maps[scale].half().masked_fill_(missing[..., None, None], torch.nan)
+                method: maps[scale].clamp(-_LARGEST, _LARGEST).half().masked_fill_(missing[..., None, None], torch.nan)
                 for method, scale in self.stored.items()
             },
             {f"{self.name}.{scale}": sums[scale].masked_fill_(missing, torch.nan) for scale in SUMS},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 class Moments:
     """Of `count` vectors: mean, sum of squared deviations and range, float64 [C].
 
-    Merging is associative up to rounding: merge in a fixed order.
+    Merging is commutative to the bit, and associative up to rounding: merge in a fixed order.
     """
 
     count: int
@@ -41,7 +41,7 @@ class Moments:
         shift = other.mean - self.mean
         return type(self)(
             count,
-            self.mean + shift * (other.count / count),
+            (self.count * self.mean + other.count * other.mean) / count,
             self.squares + other.squares + shift**2 * (self.count * other.count / count),
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),

@@ -121,6 +121,10 @@ def test_a_layer_that_cannot_be_explained_is_refused_with_the_reason_and_the_can
     assert "conv  Conv2d [4, 8, 8]" in str(refusal.value)
 
 
+def test_auto_passes_over_a_layer_that_runs_more_than_once():
+    assert resolve_layer(Odd(), "auto", torch.randn(2, 1, 8, 8)).name == "conv"
+
+
 def test_auto_says_so_when_no_layer_keeps_a_grid():
     with pytest.raises(ModelError, match="No layer of this model keeps a grid"):
         resolve_layer(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "auto", torch.randn(2, 1, 8, 8))

@@ -1,0 +1,101 @@
+"""Classifiers with random weights from a fixed seed, and images to go with them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.classifier import Classifier
+from tasks.layers import resolve_layer
+from tasks.preprocess import Preprocess
+from tasks.profile import Truth
+
+CPU = torch.device("cpu")
+
+
+class TwoLayers(nn.Module):
+    """A trunk of two convolutions, and a head that is given."""
+
+    def __init__(self, head: nn.Module, features: int = 12) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, features, 3, stride=2, padding=1)
+        )
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.trunk(images))
+
+
+def pooled_head(classes: int = 5, features: int = 12) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes))
+
+
+def in_place_relu_head(classes: int = 5, features: int = 12) -> nn.Module:
+    return nn.Sequential(nn.ReLU(inplace=True), *pooled_head(classes, features))
+
+
+def deep_head(classes: int = 5, features: int = 12) -> nn.Module:
+    """Convolution, ReLU, then a linear layer on every cell: no closed form."""
+    convolution = nn.Conv2d(features, 6, 3, padding=1)
+    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, classes))
+
+
+def classifier(
+    module: nn.Module,
+    layer: str,
+    *,
+    classes: int = 5,
+    size: int = 16,
+    task: str = "one-label",
+    device: torch.device = CPU,
+    reshape: Any = None,
+) -> Classifier:
+    return Classifier(
+        module=module.eval().requires_grad_(False).to(device),
+        layer=layer,
+        classes=tuple(f"class {index}" for index in range(classes)),
+        task=task,
+        preprocess=Preprocess(None, (size, size), 3, (0.5,) * 3, (0.25,) * 3),
+        device=device,
+        reshape=reshape,
+    )
+
+
+def small(head: nn.Module | None = None, *, layer: str = "trunk", seed: int = 0, **options: Any) -> Classifier:
+    """TwoLayers with a pooled head by default: 12 features of 4 x 4 cells, 5 classes."""
+    torch.manual_seed(seed)
+    return classifier(TwoLayers(head or pooled_head()), layer, **options)
+
+
+def from_torchvision(name: str, *, classes: int = 5, size: int = 64, device: torch.device = CPU) -> Classifier:
+    """Random weights, the layer `auto` takes, and batch normalisation and heads that do something."""
+    torch.manual_seed(0)
+    options = {"image_size": size} if name.startswith("vit") else {}
+    module = getattr(torchvision.models, name)(num_classes=classes, **options).eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.3)
+        if isinstance(part, nn.Linear) and not part.weight.any():  # torchvision starts ViT's head at zero
+            nn.init.normal_(part.weight, std=0.1)
+    target = resolve_layer(module, "auto", torch.zeros(1, 3, size, size))
+    return classifier(module, target.name, classes=classes, size=size, device=device, reshape=target.reshape)
+
+
+def pictures(count: int, *, size: int = 16, seed: int = 0) -> list[NDArray[np.uint8]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, (size, size, 3), np.uint8) for _ in range(count)]
+
+
+def some_truth(count: int, classes: int = 5, *, seed: int = 0) -> Truth:
+    """Several labels an image, every fourth image unlabelled."""
+    random = np.random.default_rng(seed)
+    return Truth(np.arange(count) % 4 != 3, random.random((count, classes)) < 0.4)
+
+
+def pixels(model: Classifier, images: list[NDArray[np.uint8]]) -> Tensor:
+    return model.preprocess(images, model.device)
