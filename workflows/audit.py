@@ -79,7 +79,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
         archive = open_archive(configuration.archive)
         digests = {
             "configuration": digest(meaning(configuration)),
-            "model": model.description.weights_sha256,
+            "model": digest([model.description.weights_sha256, list(model.description.classes)]),
             "archive": listing_digest(configuration.archive),
         }
         if state is not None:

@@ -78,9 +78,7 @@ def _start(engine: Engine, spill: Path) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": environment}
     if address == "local":
         spill.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # Ray's C++ side writes to the terminal past our progress
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"include_dashboard": False, "object_spilling_directory": str(spill)}
     with tempfile.TemporaryDirectory(prefix="lucency-empty-") as empty:
         if not inside_job:
@@ -88,9 +86,24 @@ def _start(engine: Engine, spill: Path) -> None:
             # tasks.py there would replace ours.
             environment["working_dir"] = empty
         try:
-            ray.init(address=address, **options)
+            with _muted_core():
+                ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise LucencyError(f"Ray at {address}: {error}. `lucency doctor` says what to check.") from error
+
+
+@contextmanager
+def _muted_core() -> Iterator[None]:
+    """Ray's C++ core announces its log level on the terminal, past Python's stderr; faults come as exceptions."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _python_path() -> dict[str, str]:

@@ -59,8 +59,8 @@ class Plan:
         """For a terminal of 80 columns."""
         lines = [
             f"model    {self.model}, layer {self.layer}, head {self.head}",
-            f"device   {self.workers} x {self.device}; memory a worker about {_size(self.worker_bytes)}, "
-            f"shared store {_size(self.store_bytes)}",
+            f"device   {self.workers} x {self.device}; weights and counters {_size(self.worker_bytes)} each, "
+            f"store {_size(self.store_bytes)}",
             f"archive  {self.catalogued} catalogued, {self.rejected} rejected by their headers, "
             f"{self.shard_images} images a shard",
             "",

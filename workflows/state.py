@@ -14,8 +14,11 @@ from storage.objects import Objects
 from workflows.configuration import Configuration
 
 _KEY = "run.json"
-# Where, by how many and how it is told: none of it changes a byte of the result.
+# Where, by how many and how it is told: none of it changes a byte of the result. Files that are known by their content
+# (weights and class names by the model's digest, labels and boxes by the archive's) may lie elsewhere, as they do
+# when a job is submitted again.
 _INDIFFERENT = (
+    "model.weights", "model.classes", "archive.labels.file", "archive.boxes.file",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
     "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
 )  # fmt: skip
@@ -47,6 +50,8 @@ def write_state(run: Objects, state: Mapping[str, Any]) -> None:
 def meaning(configuration: Configuration) -> dict[str, Any]:
     """The keys of the configuration that decide the result, flat: `explain.map` → value."""
     flat = _flatten(configuration.model_dump(mode="json"))
+    if configuration.model.source.startswith("export:"):
+        flat["model.source"] = "export"
     return {
         key: value
         for key, value in flat.items()
@@ -67,7 +72,7 @@ def refuse_changes(state: Mapping[str, Any], configuration: Configuration, diges
         for key in sorted(begun.keys() | asked.keys())
         if begun.get(key) != asked.get(key)
     ]
-    named = {"model": "the model's weights", "archive": "the archive's files", "device": "the device"}
+    named = {"model": "the model's weights or class names", "archive": "the archive's files", "device": "the device"}
     differences += [
         f"  {words}: {state['digests'][name][:12]} when the run began, {digests[name][:12]} now"
         for name, words in named.items()

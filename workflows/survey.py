@@ -44,7 +44,7 @@ class ArchiveFacts:
 
 def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     """Fetch, build and try the model once on the CPU. Raises ModelError, ConfigurationError."""
-    package = fetch_model(configuration.model, folder=folder)
+    package = fetch_model(configuration.model, folder=folder, server=configuration.mlflow.uri)
     classifier = build_classifier(package, "cpu")
     return LoadedModel(package, classifier, describe(classifier))
 

@@ -32,7 +32,14 @@ def test_the_same_audit_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"engine__workers": 7}, {"engine__address": "ray://head"}, {"report__title": "x"}, {"mlflow__uri": "x"}]
+    "change",
+    [
+        {"engine__workers": 7},
+        {"engine__address": "ray://head"},
+        {"report__title": "x"},
+        {"mlflow__uri": "x"},
+        {"model__weights": "elsewhere/weights.pt"},  # known by its digest
+    ],
 )
 def test_where_it_runs_and_how_it_is_told_may_change(change: dict[str, Any]) -> None:
     refuse_changes(_state(_configuration()), _configuration(**change), _DIGESTS)
