@@ -64,19 +64,19 @@ class Plan:
             f"archive  {self.catalogued} catalogued, {self.rejected} rejected by their headers, "
             f"{self.shard_images} images a shard",
             "",
-            f"{'stage':<10}{'on':<8}{'shards':>7}{'images':>9}{'reads':>10}{'writes':>10}{'forwards':>10}{'dev. h':>9}",
+            f"{'stage':<10}{'on':<7}{'shards':>9}{'images':>11}{'reads':>10}{'writes':>10}{'forwards':>11}{'dev. h':>11}",
         ]
         for stage in self.stages:
             hours = "-" if stage.device_hours is None else f"{stage.device_hours:.3f}"
             lines.append(
-                f"{stage.name:<10}{stage.runs_on:<8}{stage.shards:>7}{stage.images:>9}{_size(stage.reads):>10}"
-                f"{_size(stage.writes):>10}{stage.forwards:>10}{hours:>9}"
+                f"{stage.name:<10}{stage.runs_on:<7}{stage.shards:>9}{stage.images:>11}{_size(stage.reads):>10}"
+                f"{_size(stage.writes):>10}{stage.forwards:>11}{hours:>11}"
             )
         lines += ["", "maps (float16, before compression)"]
         lines += [f"  {name:<28}{_size(count):>10}" for name, count in self.map_bytes.items()]
         lines += [
             "",
-            f"Device hours: {self.seconds_a_forward * 1000:.1f} ms a forward, measured on {self.measured_on}.",
+            f"Device hours from {self.seconds_a_forward * 1000:.1f} ms a forward on {self.measured_on}.",
             f"run      {self.run}",
         ]
         return "\n".join(lines)
@@ -156,7 +156,7 @@ def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[fl
             seconds = (time.perf_counter() - start) / batch
     finally:
         torch.set_num_threads(threads)
-    where = "this machine's CPU" + ("; a GPU will be faster" if placement.device == "cuda" else "")
+    where = "this machine's CPU" + (" (a GPU is faster)" if placement.device == "cuda" else "")
     return seconds, where
 
 

@@ -1,0 +1,105 @@
+"""The plan: fits a terminal, counts what the settings cost, and says what does not go together before anything runs."""
+
+from dataclasses import replace
+
+import pytest
+
+from storage.errors import ConfigurationError
+from workflows.configuration import Configuration, check
+from workflows.models import ModelDescription
+from workflows.plan import Plan, Stage
+from workflows.survey import ArchiveFacts, settle
+
+_CLASSES = ("Mass", "Nodule", "Hernia")
+_MODEL = ModelDescription(
+    features=2048,
+    native=(7, 7),
+    classes=_CLASSES,
+    weights_sha256="0" * 64,
+    layer="layer4",
+    input=(224, 224),
+    task="multi-label",
+    head="gap-linear",
+)
+_FACTS = ArchiveFacts(
+    catalogued=1_000_000,
+    images=999_990,
+    rejected=10,
+    shard_images=256,
+    shards=3907,
+    file_bytes=10**13,
+    shard_bytes=10**9,
+    labels={"Mass": 5, "Nodule": 7},
+    labelled=900,
+    most_labels=2,
+)
+
+
+def _asked(**explain: object) -> Configuration:
+    return check(
+        {
+            "run": "run",
+            "archive": {"location": "archive"},
+            "model": {"source": "torchvision:resnet50"},
+            "explain": explain,
+        }
+    )
+
+
+def test_the_text_of_a_hospitals_archive_fits_80_columns() -> None:
+    stage = Stage("catalogue", "driver", 9_999_999, 99_999_999, 10**14, 10**14, 99_999_999, 99_999.999)
+    plan = Plan(
+        run="/archive/run",
+        model="torchvision:resnet50",
+        layer="layer4",
+        head="gap-linear",
+        device="cuda",
+        workers=1000,
+        catalogued=99_999_999,
+        rejected=99_999,
+        shard_images=256,
+        map_bytes={"fs-s-pixel-grad-cam": 10**14},
+        worker_bytes=10**11,
+        store_bytes=10**12,
+        seconds_a_forward=0.1,
+        measured_on="this machine's CPU (a GPU is faster)",
+        stages=(stage, stage),
+    )
+    lines = plan.text().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert sum("100.0 TB" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("targets", "columns"), [("predicted", 1), ("all", 3), ("labelled", 2), (["Hernia", "Mass"], 2)]
+)
+def test_targets_decide_how_many_maps_an_image_has(targets: object, columns: int) -> None:
+    settings = settle(_asked(targets=targets), _MODEL, _FACTS)
+    assert settings.maps.targets == columns
+    assert settings.maps.bytes() == 2 * 999_990 * columns * 7 * 7 * 2
+
+
+@pytest.mark.parametrize(("size", "expected"), [("native", (7, 7)), ("input", (224, 224)), ([32, 40], (32, 40))])
+def test_map_size_is_the_layers_the_inputs_or_given(size: object, expected: tuple[int, int]) -> None:
+    assert settle(_asked(map=size), _MODEL, _FACTS).maps.size == expected
+
+
+def test_a_class_the_model_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ConfigurationError, match=r"no class 'Fracture'.*'Mass', 'Nodule', 'Hernia'"):
+        settle(_asked(targets=["Fracture"]), _MODEL, _FACTS)
+
+
+def test_labels_of_another_vocabulary_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="none of the labels"):
+        settle(_asked(), _MODEL, replace(_FACTS, labels={"mass": 3}))
+
+
+def test_labelled_targets_without_labels_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="needs labels"):
+        settle(_asked(targets="labelled"), _MODEL, replace(_FACTS, most_labels=0, labelled=0, labels={}))
+
+
+def test_masks_from_true_importance_without_labels_are_refused() -> None:
+    asked = _asked(methods=["fs-grad-cam"], features={"importance": "true"})
+    with pytest.raises(ConfigurationError, match="needs labels"):
+        settle(asked, _MODEL, replace(_FACTS, labelled=0, labels={}, most_labels=0))
