@@ -61,10 +61,10 @@ class Plan:
             f"model    {self.model}, layer {self.layer}, head {self.head}",
             f"device   {self.workers} x {self.device}; weights and counters {_size(self.worker_bytes)} each, "
             f"store {_size(self.store_bytes)}",
-            f"archive  {self.catalogued} catalogued, {self.rejected} rejected by their headers, "
-            f"{self.shard_images} images a shard",
+            f"archive  {self.catalogued} catalogued, {self.rejected} rejected by header, {self.shard_images} a shard",
             "",
-            f"{'stage':<10}{'on':<7}{'shards':>9}{'images':>11}{'reads':>10}{'writes':>10}{'forwards':>11}{'dev. h':>11}",
+            f"{'stage':<10}{'on':<7}{'shards':>9}{'images':>11}"
+            f"{'reads':>10}{'writes':>10}{'forwards':>11}{'dev. h':>11}",
         ]
         for stage in self.stages:
             hours = "-" if stage.device_hours is None else f"{stage.device_hours:.3f}"
