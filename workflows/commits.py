@@ -103,7 +103,8 @@ class MapsCommit:
             for name, values in arrays.items()
             if name.startswith("maps/")
         }
-        write_maps(self.run, start, maps, _placed(arrays["classes"], position, length, -1))
+        if row["images"]:  # a shard without an explained image stays unwritten, which reads as no map
+            write_maps(self.run, start, maps, _placed(arrays["classes"], position, length, -1))
         cases = cases_table(arrays, self.class_names, self.task)
         Ledger(self.run, "maps").commit(_manifest("maps", row), {"parquet": to_bytes(cases)})
         return block.drop_columns(["output"])

@@ -148,3 +148,22 @@ def test_unequal_sizes_and_16_bit_files_share_a_shard(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["explained"] == 3
     assert zarr.open_group(tmp_path / "run" / "maps.zarr", mode="r")["grad-cam"].shape == (3, 10, 8, 8)
+
+
+def test_a_shard_of_which_every_image_is_rejected_is_done_and_the_others_are_explained(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        for number in range(4):
+            Image.fromarray(random.integers(0, 256, (64, 64), np.uint8)).save(archive / f"{name}{number}.png")
+            if name == "b":
+                cut = (archive / f"b{number}.png").read_bytes()[:500]
+                (archive / f"b{number}.png").write_bytes(cut)
+    config = write_audit(tmp_path, archive__labels=None, engine__shard_images=4)
+    done = lucency("audit", str(config), "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == {"catalogued": 12, "explained": 8, "rejected": 4}
+    maps = xarray.open_zarr(tmp_path / "run" / "maps.zarr", consolidated=False)
+    rejected = np.isnan(maps["grad-cam"].to_numpy()).all((1, 2, 3))
+    assert rejected.tolist() == [False] * 4 + [True] * 4 + [False] * 4
