@@ -117,7 +117,7 @@ def test_mlflow_holds_the_numbers_of_the_run(audited: tuple[Path, str]) -> None:
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.run_id == json.loads((folder / "run" / "run.json").read_text())["mlflow"]
-    assert logged.data.metrics["explained"] == _IMAGES + 2
+    assert logged.data.metrics["images.explained"] == _IMAGES + 2
 
 
 def test_all_formats_are_read_in_place(audited: tuple[Path, str]) -> None:

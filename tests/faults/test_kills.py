@@ -30,7 +30,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(archive: Path) -> dict[str, str]:
-    """What an audit leaves when nothing goes wrong."""
+    """What an audit leaves when nothing goes wrong; on two workers, where the disturbed ones have one."""
     done = lucency("audit", str(write_audit(archive, run="undisturbed")), folder=archive)
     assert done.returncode == 0, done.stderr
     return fingerprints(archive / "undisturbed")
@@ -42,13 +42,13 @@ def test_a_killed_driver_costs_no_finished_shard_and_no_bit(
 ) -> None:
     name = f"driver-{stage}"
     run = archive / name
-    slow = write_audit(archive, run=name, slow=0.15)
+    slow = write_audit(archive, run=name, slow=0.15, engine__workers=1)
     process = start_lucency("audit", str(slow), folder=archive)
     finished = wait_for_manifests(run, stage, 2, process)
     kill(process)
     committed = {path: path.stat().st_mtime_ns for path in (run / ".ledger").rglob("*.json") if "lock" not in path.name}
     assert len(list((run / ".ledger" / stage).glob("*.json"))) < _SHARDS
-    resumed = lucency("audit", str(write_audit(archive, run=name)), folder=archive)
+    resumed = lucency("audit", str(write_audit(archive, run=name, engine__workers=1)), folder=archive)
     assert resumed.returncode == 0, resumed.stderr
     assert finished
     assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
@@ -58,7 +58,7 @@ def test_a_killed_driver_costs_no_finished_shard_and_no_bit(
 @pytest.mark.parametrize("stage", ["profile", "maps"])
 def test_a_killed_actor_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str], stage: str) -> None:
     name = f"actor-{stage}"
-    process = start_lucency("audit", str(write_audit(archive, run=name, slow=0.15)), folder=archive)
+    process = start_lucency("audit", str(write_audit(archive, run=name, slow=0.15, engine__workers=1)), folder=archive)
     wait_for_manifests(archive / name, stage, 1, process)
     victims = model_actors(process)
     assert victims
