@@ -3,7 +3,7 @@
 Rate: a pass of the audit over an archive (its actors' start and model load included, Ray's own start not) against a
 plain one-process loop that reads, decodes and forwards the same images with all cores. Turns are interleaved.
 Memory: peak resident bytes of the driver and of each model actor while auditing a small and a ten times larger archive.
-All images are synthetic: seeded noise and digits.
+Images are seeded noise and weights are random: neither changes the work.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import ray
 import torch
+import torchvision
 from PIL import Image
 
 from storage.decode import decode_image
@@ -42,11 +43,15 @@ def write_images(folder: Path, count: int, side: int) -> None:
 
 def configuration(folder: Path, run: str, archive: Path, source: str) -> Configuration:
     classes = [f"class {index}" for index in range(14)]
+    weights = folder / f"{source.removeprefix('torchvision:')}.pt"
+    if not weights.exists():
+        module = torchvision.models.get_model(source.removeprefix("torchvision:"), num_classes=len(classes))
+        torch.save(module.state_dict(), weights)
     return check(
         {
             "run": str(folder / run),
             "archive": {"location": str(archive)},
-            "model": {"source": source, "classes": classes},
+            "model": {"source": source, "weights": str(weights), "classes": classes},
             "explain": {"methods": ["grad-cam"], "targets": "predicted"},
             "mlflow": {"enabled": False},
             "report": {"pictures": False},

@@ -6,6 +6,7 @@ without a manifest is written again; nothing that has one is computed twice.
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from storage.errors import RunError
@@ -21,7 +23,8 @@ from storage.records import Rejection
 
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
-_LOCK = ".ledger/lock.json"
+_LOCKS = ".ledger/lock"
+_LOG = logging.getLogger("lucency.ledger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,61 +93,79 @@ class Ledger:
 def hold(run: Objects) -> Iterator[None]:
     """Own the run while inside: two audits that write one run would lose data silently.
 
-    The lock is an object that only one put can create. A holder that died is recognised by its process
-    (same host) or by its heartbeat, and its lock is taken over. Raises RunError when another one is alive.
+    Locks are numbered, and who creates the next number owns the run, so that of two audits that take over a dead
+    one's lock only one succeeds. A holder is dead when its process is gone (same host), or its heartbeat has stopped.
+    Raises RunError when another one is alive.
     """
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
-    while not run.put_if_absent(_LOCK, _lock(owner)):
-        try:
-            other = json.loads(run.get(_LOCK))
-        except FileNotFoundError:
-            continue
-        if _alive(other, owner):
-            raise RunError(
-                f"{run.location}: another audit (process {other['pid']} on {other['host']}) is writing this run. "
-                f"Wait for it, or end it: {_STALE_SECONDS:.0f} seconds after its last sign of life its lock is void."
-            )
-        run.delete(_LOCK)
+    mine = _taken(run)
     released = threading.Event()
-    beat = threading.Thread(target=_keep_beating, args=(run, owner, released), daemon=True)
+    beat = threading.Thread(target=_keep_beating, args=(run, mine, released), daemon=True)
     beat.start()
     try:
         yield
     finally:
         released.set()
         beat.join()
-        run.delete(_LOCK)
+        run.delete(mine)
 
 
-def _keep_beating(run: Objects, owner: dict[str, Any], released: threading.Event) -> None:
+def _taken(run: Objects) -> str:
+    while True:
+        held = run.list(_LOCKS)
+        if held:
+            _refuse_if_alive(run, held[-1])
+        number = int(held[-1].rpartition("/")[2].removesuffix(".json")) + 1 if held else 0
+        mine = f"{_LOCKS}/{number:08d}.json"
+        if run.put_if_absent(mine, _lock()):
+            for key in held:
+                run.delete(key)
+            return mine
+
+
+def _refuse_if_alive(run: Objects, key: str) -> None:
+    try:
+        other = json.loads(run.get(key))
+    except FileNotFoundError:  # given back meanwhile
+        return
+    if _alive(other):
+        raise RunError(
+            f"{run.location}: another audit (process {other['pid']} on {other['host']}) is writing this run. "
+            f"Wait for it, or end it: {_STALE_SECONDS:.0f} seconds after its last sign of life its lock is void."
+        )
+
+
+def _keep_beating(run: Objects, mine: str, released: threading.Event) -> None:
     while not released.wait(_BEAT_SECONDS):
-        run.put(_LOCK, _lock(owner))
+        try:
+            run.put(mine, _lock())
+        except Exception as error:  # each kind of store raises its own; a missed beat is made up by the next
+            _LOG.warning("the run's lock could not be renewed (%s)", type(error).__name__)
 
 
-def _lock(owner: dict[str, Any]) -> bytes:
+def _lock() -> bytes:
+    pid = os.getpid()
+    owner = {"host": socket.gethostname(), "space": _space(), "pid": pid, "started": _started(pid)}
     return json.dumps({**owner, "beat": time.time()}).encode()
 
 
-def _alive(other: dict[str, Any], owner: dict[str, Any]) -> bool:
-    if (other["host"], other["boot"]) == (owner["host"], owner["boot"]):
-        return other["pid"] != owner["pid"] and _running(int(other["pid"]))
+def _alive(other: dict[str, Any]) -> bool:
+    if (other["host"], other["space"]) == (socket.gethostname(), _space()):
+        return other["started"] is not None and _started(int(other["pid"])) == other["started"]
     return bool(time.time() - other["beat"] < _STALE_SECONDS)
 
 
-def _running(pid: int) -> bool:
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, None if there is none: numbers are given out again, starts are not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
 
 
-def _boot() -> str:
-    """Tells one start of a machine from the next, so that a process number is not mistaken for an older one's."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+def _space() -> str:
+    """Within it a process number means one process: this start of the machine, and the container's namespace."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() + os.readlink(
+        "/proc/self/ns/pid"
+    )

@@ -3,6 +3,7 @@
 A root lists files, opens one, and reads one whole. Containers are the business of the rooms above.
 """
 
+import errno
 import io
 import os
 import stat
@@ -83,7 +84,7 @@ class LocalRoot:
         try:
             return open(self._path(location), "rb", buffering=block)
         except OSError as error:
-            raise ImageError(_why(error)) from None
+            raise _fault(error) from None
 
     def read(self, location: str, *, limit: int) -> bytes:
         try:
@@ -93,7 +94,7 @@ class LocalRoot:
                     raise ImageError(f"the file has {size} bytes, more than the {limit} allowed")
                 return stream.read()
         except OSError as error:
-            raise ImageError(_why(error)) from None
+            raise _fault(error) from None
 
     def _path(self, location: str) -> str:
         if ".." in location and ".." in location.split("/"):
@@ -130,7 +131,7 @@ class RemoteRoot:
             stream = io.BufferedReader(_RangedFile(store, location, size), buffer_size=block)
             stream.peek(1)
         except _StoreError as error:
-            raise ImageError(_store_why(error)) from None
+            raise _store_fault(error) from None
         return cast(BinaryIO, stream)
 
     def read(self, location: str, *, limit: int) -> bytes:
@@ -140,7 +141,7 @@ class RemoteRoot:
                 raise ImageError(f"the file has {result.meta['size']} bytes, more than the {limit} allowed")
             return bytes(result.bytes())
         except _StoreError as error:
-            raise ImageError(_store_why(error)) from None
+            raise _store_fault(error) from None
 
 
 def find_root(location: str, where: str = "archive.location") -> tuple[LocalRoot | RemoteRoot, str | None]:
@@ -236,6 +237,26 @@ def _listed(meta: "ObjectMeta") -> ArchiveFile:
     return ArchiveFile(meta["path"], meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
+# What an outage looks like. It says nothing about the file: a rejection for it would stay after the outage is over.
+_OUTAGES = {
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+}  # fmt: skip
+
+
+def _fault(error: OSError) -> ImageError | ArchiveError:
+    """The image's fault, or the archive's where the system is in trouble and the image may be fine."""
+    if error.errno in _OUTAGES:
+        return ArchiveError(f"the archive cannot be read now: {_why(error)}. Audit again when it can.")
+    return ImageError(_why(error))
+
+
+def _store_fault(error: Exception) -> ImageError | ArchiveError:
+    if isinstance(error, FileNotFoundError):
+        return ImageError(_why(error))
+    return ArchiveError(f"the archive cannot be read now: {_store_why(error)}. Audit again when it can.")
+
+
 def _why(error: OSError) -> str:
     """The reason without the path, which may name a patient."""
     if isinstance(error, FileNotFoundError):
@@ -288,6 +309,6 @@ class _RangedFile(io.RawIOBase):
         try:
             chunk = bytes(obstore.get_range(self._store, self._path, start=self._position, length=length))
         except _StoreError as error:
-            raise ImageError(_store_why(error)) from None
+            raise _store_fault(error) from None
         self._position += len(chunk)
         return chunk

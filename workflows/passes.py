@@ -37,6 +37,7 @@ def run_pass(
     """
     ledger = Ledger(run, work.stage)
     searched = Ledger(run, f"{work.stage}-search")
+    found = {shard: manifest.rejected for shard, manifest in searched.done().items()}
     for attempt in range(_ROUNDS):
         missing = sorted(set(shards) - set(ledger.done()))
         if not missing:
@@ -44,9 +45,11 @@ def run_pass(
         if attempt:
             progress.note(f"{work.stage}: {len(missing)} shard(s) died with their worker; searching for the image")
             for shard in missing:
-                killers = find_killers(work, shard, shards[shard], placement)
-                searched.commit(Manifest(searched.stage, shard, 0, tuple(killers)))
-        skips = {shard: [*shards[shard], *_ids(searched, shard)] for shard in missing}
+                before = found.get(shard, ())
+                killers = find_killers(work, shard, [*shards[shard], *(item.id for item in before)], placement)
+                found[shard] = (*before, *killers)
+                searched.commit(Manifest(searched.stage, shard, 0, found[shard]))
+        skips = {shard: [*shards[shard], *(item.id for item in found.get(shard, ()))] for shard in missing}
         _stream(work, skips, placement, progress)
     missing = sorted(set(shards) - set(ledger.done()))
     if missing:
@@ -54,10 +57,6 @@ def run_pass(
             f"{work.stage}: shard(s) {missing[:8]} died {_ROUNDS} times and no single image is the cause. "
             "Is memory short, or are machines being taken away? Run the audit again to go on from here."
         )
-
-
-def _ids(ledger: Ledger, shard: int) -> list[str]:
-    return [item.id for item in ledger.done()[shard].rejected] if shard in ledger.done() else []
 
 
 def pass_rejections(run: Objects, stage: str) -> list[Rejection]:

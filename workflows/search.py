@@ -22,8 +22,8 @@ def find_killers(work: Pass, shard: int, skip: Sequence[str], placement: Placeme
     Decoding is tried first, in processes of its own; only when it survives is the model tried too. Empty when
     nothing dies again: then the worker was lost for another reason, and the shard is simply done again.
     """
-    ids = [row["id"] for row in shard_rows(work.reader.run, shard)]
-    candidates = [identifier for identifier in ids if identifier not in set(skip)]
+    rows = shard_rows(work.reader.run, shard)
+    candidates = [row["id"] for row in rows if row["id"] not in set(skip)]
 
     def decode(subset: Sequence[str]) -> str | None:
         task = ray.remote(_decode_only).options(num_cpus=placement.decode_cpus, max_retries=0)
@@ -33,10 +33,10 @@ def find_killers(work: Pass, shard: int, skip: Sequence[str], placement: Placeme
         task = ray.remote(_decode_and_explain).options(**placement.model, max_retries=0)
         return _outcome(task.remote(work, shard, subset, placement), _EXPLAIN)
 
-    killers = _halve(decode, candidates, "decode")
-    if not killers:
-        killers = _halve(explain, candidates, "explain")
-    if len(killers) > 1 and len(killers) == len(candidates):
+    # A process that only decodes holds no model: what ends it is the file.
+    killers = _halve(decode, candidates, "decode") or _halve(explain, candidates, "explain")
+    files = {row["private_location"] for row in rows if row["id"] in set(candidates)}
+    if killers and killers[0].stage == "explain" and len(killers) == len(candidates) and len(files) > 1:
         raise LucencyError(
             f"{work.stage}: every image of shard {shard} ends the process that works on it ({killers[0].reason}). "
             "The fault is not in the images: try `lucency doctor`, a smaller engine.batch, or engine.device: cpu."
@@ -59,6 +59,8 @@ def _outcome(reference: "ray.ObjectRef[None]", dies: str) -> str | None:
     try:
         ray.get(reference)
     except RayTaskError as error:
+        if isinstance(error.cause, LucencyError):  # the archive or the model, not this image
+            raise error.cause from None
         return f"failed unexpectedly ({type(error.cause).__name__})"
     except OutOfMemoryError:
         return _MEMORY

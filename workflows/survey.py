@@ -127,7 +127,7 @@ def _targets(
                 "explain.targets: `labelled` needs labels, and no image of the archive has one. "
                 "Give archive.labels, or choose predicted, all or a list of classes."
             )
-        return "labelled", archive.most_labels
+        return "labelled", min(archive.most_labels, len(classes))
     unknown = [name for name in targets if name not in classes]
     if unknown:
         raise ConfigurationError(

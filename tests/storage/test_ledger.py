@@ -12,7 +12,7 @@ from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
 from storage.records import Rejection
 
-_LOCK = ".ledger/lock.json"
+_LOCKS = ".ledger/lock"
 
 
 @pytest.fixture
@@ -68,21 +68,50 @@ def test_a_second_audit_is_refused_while_the_first_lives(run: Objects) -> None:
     other.kill()
     other.communicate()
     with hold(run):  # the lock of a dead process is taken over
-        assert run.exists(_LOCK)
-    assert not run.exists(_LOCK)
+        assert run.list(_LOCKS) == [f"{_LOCKS}/00000001.json"]
+    assert run.list(_LOCKS) == []
 
 
 def test_the_lock_of_another_host_counts_until_its_heart_stops(run: Objects) -> None:
-    lock = {"host": "elsewhere", "pid": 1, "boot": "x", "beat": 0.0}
-    run.put(_LOCK, json.dumps({**lock, "beat": 1e12}).encode())
+    lock = {"host": "elsewhere", "pid": 1, "space": "x", "started": "1", "beat": 0.0}
+    run.put(f"{_LOCKS}/00000007.json", json.dumps({**lock, "beat": 1e12}).encode())
     with pytest.raises(RunError, match="elsewhere"), hold(run):
         pass
-    run.put(_LOCK, json.dumps(lock).encode())
+    run.put(f"{_LOCKS}/00000007.json", json.dumps(lock).encode())
     with hold(run):
-        pass
+        assert run.list(_LOCKS) == [f"{_LOCKS}/00000008.json"]
 
 
 def test_the_lock_is_given_back_after_a_failure(run: Objects) -> None:
     with pytest.raises(ZeroDivisionError), hold(run):
         raise ZeroDivisionError
-    assert not run.exists(_LOCK)
+    assert run.list(_LOCKS) == []
+
+
+def test_another_process_under_a_dead_holders_number_is_not_taken_for_it(run: Objects) -> None:
+    with hold(run):
+        (key,) = run.list(_LOCKS)
+        lock = json.loads(run.get(key))
+    run.put(key, json.dumps({**lock, "started": "1"}).encode())  # this process's number, another start
+    with hold(run):
+        pass
+
+
+def test_of_two_that_take_over_a_dead_lock_one_is_refused(run: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = {"host": "elsewhere", "pid": 1, "space": "x", "started": "1", "beat": 0.0}
+    run.put(f"{_LOCKS}/00000000.json", json.dumps(dead).encode())
+    first_list = run.list
+    raced = []
+
+    def list_then_lose_the_race(prefix: str = "") -> list[str]:
+        found = first_list(prefix)
+        if not raced:
+            raced.append(True)
+            holder.__enter__()  # another audit takes over between our look and our put
+        return found
+
+    holder = hold(Objects.open(run.location))
+    monkeypatch.setattr(run, "list", list_then_lose_the_race)
+    with pytest.raises(RunError, match="another audit"), hold(run):
+        pass
+    holder.__exit__(None, None, None)
