@@ -155,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine = configuration(folder, "cluster", folder, arguments.model).engine
-        with ray_cluster(engine, folder / "spill"):
+        with ray_cluster(engine, folder):
             print(f"Ray {ray.__version__}, torch {torch.__version__}, {psutil.cpu_count()} cores; synthetic images")
             if arguments.only != "memory":
                 rates(folder, arguments.images, arguments.rounds, arguments.model)

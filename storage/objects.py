@@ -30,9 +30,6 @@ class Objects:
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.location,)
 
-    def child(self, prefix: str) -> "Objects":
-        return Objects(f"{self.location}/{prefix}")
-
     def get(self, key: str) -> bytes:
         """The object's bytes; raises FileNotFoundError."""
         return bytes(obstore.get(self._store, key).bytes())

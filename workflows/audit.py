@@ -86,7 +86,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
             refuse_changes(state, configuration, digests)
             if state["state"] == "done":
                 return _outcome(run, state, "already-done")
-        with ray_cluster(configuration.engine, state_folder() / "spill") as placement:
+        with ray_cluster(configuration.engine, state_folder()) as placement:
             digests["device"] = placement.device
             if state is not None:
                 refuse_changes(state, configuration, digests)
@@ -111,7 +111,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
     state["notes"] = _notes(audit, facts)
-    write_findings(run, configuration.findings, settings.profile.bases, classes, facts)
+    write_findings(run, configuration.findings, settings.profile.bases, classes)
     write_exemplars(run, configuration, audit.model, reader, profile)
     state |= {"state": "reporting", "finished": now()}
     write_state(run, state)
@@ -147,7 +147,11 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
         "state": "running",
         "created": now(),
         "configuration": configuration.model_dump(mode="json"),
-        "digests": {**digests, "catalogue": digest(built.table["id"].to_pylist())},
+        "digests": {
+            **digests,
+            "archive": built.listing_sha256,
+            "catalogue": digest(built.table["id"].to_pylist()),
+        },
         "versions": versions(),
         "engine": {
             "device": audit.placement.device,
@@ -261,13 +265,15 @@ def _notes(audit: _Audit, facts: Any) -> list[str]:
 @contextmanager
 def _timed(audit: _Audit, state: dict[str, Any], stage: str, images: int) -> Iterator[None]:
     """Show the stage's progress from where it stands, and keep how long it took."""
-    done = Ledger(audit.run, stage).done().values()
+    ledger = Ledger(audit.run, stage)
+    already = sum(manifest.images for manifest in ledger.done().values())
     audit.progress.start(stage, images)
-    audit.progress.advance(stage, sum(manifest.images for manifest in done))
-    before = state["stages"].get(stage, {"seconds": 0.0})["seconds"]
+    audit.progress.advance(stage, already)
     started = time.monotonic()
     yield
-    state["stages"][stage] = {"seconds": round(before + time.monotonic() - started, 3), "images": images}
+    done = sum(manifest.images for manifest in ledger.done().values()) - already
+    if done:  # of an interrupted stage, the part and the time of the last process: rates stay true
+        state["stages"][stage] = {"seconds": round(time.monotonic() - started, 3), "images": done}
     write_state(audit.run, state)
     audit.progress.finish(stage)
 

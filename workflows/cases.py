@@ -39,7 +39,7 @@ def cases_table(arrays: Mapping[str, Array], class_names: Sequence[str], task: s
     if task == "one-label":
         predicted = arrays["logits"][image].argmax(1) == column if len(image) else np.zeros(0, bool)
     else:
-        predicted = probability > 0.5
+        predicted = arrays["logits"][image, column] > 0
     values: dict[str, Any] = {
         "id": arrays["ids"][image],
         "row": arrays["rows"][image],

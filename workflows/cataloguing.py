@@ -69,6 +69,8 @@ def build_catalogue(
     labels, boxes = _annotations(archive_configuration, [file.location for file in files], progress)
     if archive_configuration.split is not None:
         files = [file for file in files if labels.get(file.location, Label()).split == archive_configuration.split]
+        if refused:
+            progress.note(f"{len(refused)} refused item(s) belong to no split and are left out")
         refused = []
         if not files:
             raise ArchiveError("archive.split: no file of the archive belongs to it by the label file")

@@ -33,7 +33,7 @@ class Placement:
 
 
 @contextmanager
-def ray_cluster(engine: Engine, spill: Path) -> Iterator[Placement]:
+def ray_cluster(engine: Engine, state: Path) -> Iterator[Placement]:
     """Join the cluster of the configuration, or start one on this machine and end it afterwards.
 
     Raises LucencyError when no cluster answers, ConfigurationError when it cannot give what was asked for.
@@ -43,7 +43,7 @@ def ray_cluster(engine: Engine, spill: Path) -> Iterator[Placement]:
     if ray.is_initialized():
         yield place(engine)
         return
-    _start(engine, spill)
+    _start(engine, Path(engine.spill) if engine.spill else state / "spill")
     try:
         yield place(engine)
     finally:

@@ -276,6 +276,7 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
     archive, model = configuration.archive, configuration.model
     labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
     boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
+    engine = configuration.engine.model_copy(update={"spill": anchor(configuration.engine.spill)})
     key = archive.key.model_copy(update={"file": anchor(archive.key.file)})
     classes = anchor(model.classes) if isinstance(model.classes, str) else model.classes
     weights = model.weights if model.weights in (None, "DEFAULT") else anchor(model.weights)
@@ -285,6 +286,7 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
     return configuration.model_copy(
         update={
             "run": anchor(configuration.run),
+            "engine": engine,
             "archive": archive.model_copy(
                 update={"location": anchor(archive.location), "labels": labels, "boxes": boxes, "key": key}
             ),

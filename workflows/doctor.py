@@ -103,7 +103,7 @@ def _ray() -> Check:
             "unset RAY_AUTH_MODE",
         )
     if mode == "token" and find_token() is None:
-        return Check("ray", "ok", f"{found}, token authentication; a token is made at the first start")
+        return Check("ray", "ok", f"{found}, token authentication where Lucency starts Ray itself")
     return Check("ray", "ok", f"{found}, token authentication")
 
 

@@ -63,13 +63,15 @@ def _choose(run: Objects, configuration: Configuration) -> list[dict[str, Any]]:
     cases = cases.join(read_table(run, "catalogue.parquet", ["id", "shard", "burned_in"]), "id")
     if not configuration.report.burned_in:
         cases = cases.filter(pc.invert(pc.fill_null(cases["burned_in"], False)))
-    frequent = [index for index, _ in Counter(cases["class"].to_pylist()).most_common(_CLASSES)]
+    counts = Counter(cases["class"].to_pylist())
+    frequent = sorted(counts, key=lambda index: (-counts[index], index))[:_CLASSES]
     chosen: list[dict[str, Any]] = []
     for index in sorted(frequent):
         rows = cases.filter(pc.equal(cases["class"], index)).to_pylist()
         rows.sort(key=lambda row: (-row["probability"], row["row"]))
         places = dict.fromkeys([0, len(rows) // 2, len(rows) - 1])
-        chosen += [{**rows[place], "kind": kind} for place, kind in zip(places, _KINDS, strict=False)]
+        kinds = _KINDS if len(places) == len(_KINDS) else ("most", "least")
+        chosen += [{**rows[place], "kind": kind} for place, kind in zip(places, kinds, strict=False)]
     return chosen
 
 

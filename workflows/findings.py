@@ -13,14 +13,13 @@ import numpy as np
 from storage.arrays import read_array
 from storage.objects import Objects
 from workflows.configuration import Findings
-from workflows.survey import ArchiveFacts
 
 _SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """kind: silent-features | dominant-feature | never-predicted | rejected. evidence: features, classes or counts."""
+    """kind: silent-features | dominant-feature | never-predicted. evidence: features, classes and counts."""
 
     kind: str
     number: float
@@ -29,13 +28,12 @@ class Finding:
     evidence: Mapping[str, Any]
 
 
-def write_findings(
-    run: Objects, thresholds: Findings, bases: tuple[str, ...], classes: tuple[str, ...], facts: ArchiveFacts
-) -> None:
+def write_findings(run: Objects, thresholds: Findings, bases: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """Write `findings.json` from the finished profile and tables."""
+    images = int(read_array(run, "profile.zarr", "images"))
     found = [
         *_silent_features(read_array(run, "profile.zarr", "features/active"), thresholds.silent),
-        *_never_predicted(read_array(run, "profile.zarr", "predictions/count"), classes, facts.images),
+        *_never_predicted(read_array(run, "profile.zarr", "predictions/count"), classes, images),
     ]
     for base in bases:
         importance = read_array(run, "profile.zarr", f"importance/{base}/all")

@@ -77,16 +77,21 @@ class Plan:
         lines += [
             "",
             f"Device hours from {self.seconds_a_forward * 1000:.1f} ms a forward on {self.measured_on}.",
+            *(
+                ["The head is differentiated for each class, which these hours leave out."]
+                if self.head == "autograd"
+                else []
+            ),
             f"run      {self.run}",
         ]
         return "\n".join(lines)
 
 
 def plan(configuration: Configuration, progress: Progress, folder: str | None = None) -> Plan:
-    """Catalogue the archive, try the model, and say what an audit would do. Writes nothing."""
+    """Catalogue the archive, try the model, and say what an audit would do. Leaves the run untouched."""
     engine = configuration.engine
     model = load_model(configuration, folder)
-    with ray_cluster(engine, state_folder() / "spill") as placement:
+    with ray_cluster(engine, state_folder()) as placement:
         built = build_catalogue(
             configuration.archive,
             shard_images=engine.shard_images,
@@ -103,7 +108,6 @@ def freeze(
     """Put numbers to each stage."""
     seconds, measured_on = _seconds_a_forward(model.classifier, placement)
     hours = archive.images * seconds / 3600
-    head_passes = archive.images
     features, classes = model.description.features, len(model.description.classes)
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
@@ -113,11 +117,11 @@ def freeze(
         Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
         Stage(
             "profile", placement.device, archive.shards, archive.images, archive.file_bytes,
-            profile_bytes, head_passes, hours,
+            profile_bytes, archive.images, hours,
         ),
         Stage(
             "maps", placement.device, archive.shards, archive.images, archive.file_bytes,
-            settings.maps.bytes(), head_passes, hours,
+            settings.maps.bytes(), archive.images, hours,
         ),
         Stage("report", "driver", 1, archive.images, 0, 0, 0, None),
     )  # fmt: skip

@@ -66,7 +66,12 @@ class ShardReader:
         if isinstance(payload, ImageError):
             return [str(payload)] * len(rows)
         frames = tuple(row["frame"] for row in rows)
-        found = decode_frames(payload, format=rows[0]["format"], frames=frames, options=self.options)
+        try:
+            found = list(decode_frames(payload, format=rows[0]["format"], frames=frames, options=self.options))
+        except MemoryError:
+            raise
+        except Exception as error:  # a decoder's own fault; its text may quote the header, so only its class is kept
+            return [f"decoding failed unexpectedly ({type(error).__name__})"] * len(rows)
         return [str(image) if isinstance(image, ImageError) else image for image in found]
 
 

@@ -33,6 +33,10 @@ class _ModelWorker:
     def __init__(self, package: "ray.ObjectRef[ModelPackage]", device: str, threads: int) -> None:
         if device == "cpu":
             torch.set_num_threads(threads)
+        # float32 means float32 on a GPU too, and the same shard gives the same bits on the same kind of device.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
         self.classifier: Classifier = build_classifier(ray.get(package), device)
 
 

@@ -32,7 +32,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     canary.PatientName, canary.PatientID, canary.PatientBirthDate = _CANARY, _CANARY_ID, "19420124"
     canary.save_as(archive / f"{_CANARY_ID}.dcm")
     truncated = (archive / "0003.dcm").read_bytes()[:-2000]
-    (archive / "truncated.dcm").write_bytes(truncated.replace(b"synthetic", b"CanaryTwe"))
+    assert b"SYNTHETIC" in truncated
+    (archive / "truncated.dcm").write_bytes(truncated.replace(b"SYNTHETIC", b"CanaryTwe"))
     (archive / "notes.txt").write_text(f"patient {_CANARY}\n")
     with zipfile.ZipFile(archive / "more.zip", "w") as packed:
         packed.write(archive / "0000.png", f"{_CANARY_ID}/again.png")
@@ -70,6 +71,9 @@ def test_no_output_and_no_log_tells_of_the_canary_patient(audited: tuple[Path, s
     for name in ("cases.parquet", "rejected.parquet", "metrics.parquet"):
         text = str(pq.read_table(folder / "run" / name).to_pydict())
         assert not [word for word in secrets if word in text]
+    catalogue = pq.read_table(folder / "run" / "catalogue.parquet")
+    public = catalogue.select([name for name in catalogue.column_names if not name.startswith("private_")])
+    assert not [word for word in secrets if word in str(public.to_pydict())]
 
 
 def test_a_map_in_zarr_is_the_closed_form_of_the_models_own_weights(audited: tuple[Path, str]) -> None:

@@ -9,21 +9,20 @@ from storage.arrays import NamedArray, write_arrays
 from storage.objects import Objects
 from workflows.configuration import Findings
 from workflows.findings import write_findings
-from workflows.survey import ArchiveFacts
 
 _CLASSES = ("cat", "dog")
-_FACTS = ArchiveFacts(10, 10, 0, 4, 3, 100, 100, {}, 0, 0)
 
 
 def _found(folder: Path, active: list[float], predictions: list[int], importance: list[list[float]]) -> dict[str, dict]:
     run = Objects.open(str(folder))
     arrays = {
+        "images": NamedArray(np.array(sum(predictions)), (), "synthetic"),
         "features/active": NamedArray(np.array(active), ("feature",), "synthetic"),
         "predictions/count": NamedArray(np.array(predictions), ("class",), "synthetic"),
         "importance/grad-cam/all": NamedArray(np.array(importance), ("feature", "class"), "synthetic"),
     }
     write_arrays(run, "profile.zarr", arrays, {})
-    write_findings(run, Findings(silent=0.01, dominant=0.5), ("grad-cam",), _CLASSES, _FACTS)
+    write_findings(run, Findings(silent=0.01, dominant=0.5), ("grad-cam",), _CLASSES)
     return {item["kind"]: item for item in json.loads(run.get("findings.json"))}
 
 
