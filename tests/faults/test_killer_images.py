@@ -45,3 +45,42 @@ def test_a_file_that_kills_its_decoder_costs_only_itself(tmp_path: Path) -> None
     explained = set(pq.read_table(tmp_path / "run" / "cases.parquet")["id"].to_pylist())
     assert len(catalogue) == 21
     assert explained == set(catalogue) - {rejected[0]["id"]}
+
+
+# Ends the process that works on a marked image: white images where the model sees them, not where they are decoded.
+_CRASHING_MODEL = """
+import os, signal
+from examples.digits.digits_model import DigitsNet, classes, preprocess
+
+class Crashing(DigitsNet):
+    def forward(self, canvas):
+        if (canvas.flatten(1).amin(1) > 2.9).any():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(canvas)
+
+def factory():
+    return Crashing()
+"""
+
+
+def test_two_images_of_a_shard_that_kill_in_different_ways_cost_only_themselves(tmp_path: Path) -> None:
+    write_archive(tmp_path, 8)
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("crash", "yes")
+    Image.new("L", (64, 64)).save(tmp_path / "archive" / "0001-crash.png", pnginfo=marked)
+    Image.new("L", (64, 64), 255).save(tmp_path / "archive" / "0003-white.png")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_CRASHING_DECODER)
+    config = write_audit(tmp_path, engine__attempts=1, engine__shard_images=16, engine__workers=1)
+    (tmp_path / "slow_digits.py").write_text(_CRASHING_MODEL)
+    root = str(Path(__file__).parent.parent.parent)
+    done = lucency("audit", str(config), folder=tmp_path, extra={"PYTHONPATH": f"{tmp_path / 'site'}:{root}"})
+    assert done.returncode == 0, done.stderr
+    catalogue = pq.read_table(tmp_path / "run" / "catalogue.parquet").to_pylist()
+    names = {row["id"]: row["private_location"] for row in catalogue}
+    rejected = pq.read_table(tmp_path / "run" / "rejected.parquet").to_pylist()
+    assert sorted((names[row["id"]], row["stage"]) for row in rejected) == [
+        ("0001-crash.png", "decode"),
+        ("0003-white.png", "explain"),
+    ]
+    assert pq.read_table(tmp_path / "run" / "cases.parquet").num_rows == 8
