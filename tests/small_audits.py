@@ -127,17 +127,16 @@ def kill(process: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(alive, timeout=15)
 
 
-def model_actors(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The driver's actors that hold a model, by the title that Ray gives them."""
+def model_actors(process: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
+    """The driver's actors that hold a model in a pass, by the title that Ray gives them."""
+    worker = {"profile": "ProfileWorker", "maps": "ExplainWorker"}[stage]
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             title = " ".join(child.cmdline())
         except psutil.Error:
             continue
-        if title.startswith("ray::MapWorker(MapBatches(ProfileWorker)") or title.startswith(
-            "ray::MapWorker(MapBatches(ExplainWorker)"
-        ):
+        if title.startswith(f"ray::MapWorker(MapBatches({worker})"):
             found.append(child)
     return found
 

@@ -36,37 +36,37 @@ def undisturbed(archive: Path) -> dict[str, str]:
     return fingerprints(archive / "undisturbed")
 
 
-@pytest.mark.parametrize("stage", ["profile", "maps"])
-def test_a_killed_driver_costs_no_finished_shard_and_no_bit(
-    archive: Path, undisturbed: dict[str, str], stage: str
+def test_a_driver_killed_in_each_pass_costs_no_finished_shard_and_no_bit(
+    archive: Path, undisturbed: dict[str, str]
 ) -> None:
-    name = f"driver-{stage}"
-    run = archive / name
-    slow = write_audit(archive, run=name, slow=0.15, engine__workers=1)
-    process = start_lucency("audit", str(slow), folder=archive)
-    finished = wait_for_manifests(run, stage, 2, process)
-    kill(process)
-    committed = {
-        path: path.stat().st_mtime_ns for path in (run / ".ledger").rglob("*.json") if "lock" not in path.parts
-    }
-    assert len(list((run / ".ledger" / stage).glob("*.json"))) < _SHARDS
-    resumed = lucency("audit", str(write_audit(archive, run=name, engine__workers=1)), folder=archive)
+    run = archive / "driver"
+    committed: dict[Path, int] = {}
+    for stage in ("profile", "maps"):
+        slow = write_audit(archive, run="driver", slow=0.15, engine__workers=1)
+        process = start_lucency("audit", str(slow), folder=archive)
+        wait_for_manifests(run, stage, 2, process)
+        kill(process)
+        assert len(list((run / ".ledger" / stage).glob("*.json"))) < _SHARDS
+        manifests = [path for path in (run / ".ledger").rglob("*.json") if "lock" not in path.parts]
+        assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
+        committed = {path: path.stat().st_mtime_ns for path in manifests}
+    resumed = lucency("audit", str(write_audit(archive, run="driver", engine__workers=1)), folder=archive)
     assert resumed.returncode == 0, resumed.stderr
-    assert finished
     assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
     assert differing(run, undisturbed) == []
 
 
-@pytest.mark.parametrize("stage", ["profile", "maps"])
-def test_a_killed_actor_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str], stage: str) -> None:
-    name = f"actor-{stage}"
-    process = start_lucency("audit", str(write_audit(archive, run=name, slow=0.15, engine__workers=1)), folder=archive)
-    wait_for_manifests(archive / name, stage, 1, process)
-    victims = model_actors(process)
-    assert victims
-    victims[0].kill()
+def test_an_actor_killed_in_each_pass_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str]) -> None:
+    slow = write_audit(archive, run="actor", slow=0.15, engine__workers=1)
+    process = start_lucency("audit", str(slow), folder=archive)
+    for stage in ("profile", "maps"):
+        manifests = wait_for_manifests(archive / "actor", stage, 1, process)
+        assert len(manifests) < _SHARDS  # the actor has work left
+        victims = model_actors(process, stage)
+        assert victims
+        victims[0].kill()
     assert process.wait(timeout=240) == 0, (archive / "log").read_text()
-    assert differing(archive / name, undisturbed) == []
+    assert differing(archive / "actor", undisturbed) == []
 
 
 def test_a_finished_run_says_so_and_does_nothing(archive: Path, undisturbed: dict[str, str]) -> None:
