@@ -138,7 +138,9 @@ class _Tap:
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise ModelError(f"model.layer {self.layer!r} puts out a {type(output).__name__}; expected one tensor")
-        leaf = output.detach().float().contiguous().requires_grad_()  # the head may `view` it, whatever the trunk did
+        leaf = (
+            output.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).requires_grad_()
+        )  # the head may `view` it, whatever the trunk did
         self.leaves.append(leaf)
         return leaf.clone().to(output.dtype)
 

@@ -107,9 +107,10 @@ class Walk:
     def _known_head(self, forward: Forward, rows: NDArray[np.int64]) -> Head:
         """Recognised on the shard's first batch, so that a shard's result depends on nothing but the shard."""
         if self._head is None:
-            self._head = Head.recognise(self._classifier.module, forward, self._precision)
+            head = Head.recognise(self._classifier.module, forward, self._precision)
             if self._precision != "float32":
                 self._notes.append(self._deviation(forward, rows))
+            self._head = head  # last: where memory runs out above, the halved batch measures again
         return self._head
 
     def _deviation(self, forward: Forward, rows: NDArray[np.int64]) -> str:

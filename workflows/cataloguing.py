@@ -199,19 +199,13 @@ def _read_headers(
 ) -> tuple[list[pa.Table], list[Located]]:
     """Read all headers, a bounded number of tasks at a time; a chunk whose process dies is halved."""
     shared = ray.put((reading.archive, reading.identity, reading.frames))
-    window = (
-        max(
-            1,
-            int(ray.cluster_resources().get("CPU", 1)),
-        )
-        * _CHUNKS_A_CPU
-    )
     waiting = list(_chunks(reading.archive, files))[::-1]
     running: dict[Any, Sequence[ArchiveFile]] = {}
     tables: list[pa.Table] = []
     rejections: list[Located] = []
     progress.start(_STAGE, len(files), "files")
     while waiting or running:
+        window = max(1, int(ray.cluster_resources().get("CPU", 1))) * _CHUNKS_A_CPU  # the cluster may have grown
         while waiting and len(running) < window:
             chunk = waiting.pop()
             running[_submit(shared, reading, chunk)] = chunk

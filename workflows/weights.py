@@ -83,8 +83,12 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         for name in expected
         if name in state and expected[name].shape != state[name].shape
     ]
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
+    if shapes:
+        missing = [name for name in expected if name not in state]
+        unexpected = [name for name in state if name not in expected]
+    else:  # torch's own matching also knows the names that older versions of a module's weights have
+        outcome = module.load_state_dict(dict(state), strict=False)
+        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
     if shapes or missing or unexpected:
         faults = [
             *_shortened("of another shape", shapes),
@@ -92,7 +96,6 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             *_shortened("not of this model", unexpected),
         ]
         raise ModelError("\n".join(["model.weights does not fit the model named by model.source:", *faults]))
-    module.load_state_dict(dict(state))
 
 
 def _shortened(what: str, names: list[str]) -> list[str]:

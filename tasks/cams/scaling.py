@@ -16,7 +16,7 @@ from storage.errors import ModelError
 SCALES = ("tanh", "linear")
 LOW_LEVEL = 0.1  # where P10 comes to lie
 HIGH_LEVEL = 0.9  # where P90 comes to lie
-SMALLEST_SPAN = 1e-12  # below it P10 and P90 are the same number
+SMALLEST_SPAN = 1e-12  # relative to the larger limit; below it P10 and P90 are the same number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ class CommonScale:
             raise ValueError(f"unknown scale {kind!r}; expected one of {', '.join(SCALES)}")
         low, high = np.asarray(limits, np.float64).T
         span = high - low
-        flat = np.flatnonzero(~(span >= SMALLEST_SPAN))
+        flat = np.flatnonzero(~(span > SMALLEST_SPAN * np.maximum(np.abs(low), np.abs(high))))
         if len(flat):
             others = f" (and of {len(flat) - 1} other classes)" if len(flat) > 1 else ""
             raise ModelError(
-                f"limits of class {classes[int(flat[0])]!r}{others} span {span[flat[0]]}: every class-activation "
-                f"cell is equal. Is {layer!r} behind a dead ReLU? Choose another model.layer."
+                f"limits of class {classes[int(flat[0])]!r}{others} span {span[flat[0]]}: between them every "
+                f"class-activation cell counts as equal. Is {layer!r} behind a dead ReLU? Choose another model.layer, "
+                "or wider limits in explain.limits."
             )
         first, last = (atanh(LOW_LEVEL), atanh(HIGH_LEVEL)) if kind == "tanh" else (LOW_LEVEL, HIGH_LEVEL)
         return cls(kind, (last - first) / span, (first * high - last * low) / span)

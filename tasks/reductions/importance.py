@@ -47,7 +47,7 @@ def principal_features(matrix: NDArray[np.float64], *, share: float, rank: str) 
     score = matrix
     if rank == "absdiff" and known.any():
         score = np.abs(matrix - matrix[:, known].mean(axis=1, keepdims=True))
-    kept = max(1, ceil(share * len(matrix)))
+    kept = max(1, ceil(round(share * len(matrix), 9)))  # 0.07 * 100 is 7, not the 7.000000000000001 of floats
     order = np.argsort(-score, axis=0, kind="stable")[:kept]
     mask = np.zeros(matrix.shape, bool)
     np.put_along_axis(mask, order, True, axis=0)
