@@ -105,6 +105,8 @@ def read_header(payload: bytes, pixels: int) -> Dataset:
         warnings.simplefilter("always")
         try:
             dataset = dcmread(BytesIO(payload), force=True, specific_tags=list(_TAGS))
+        except MemoryError:
+            raise  # the machine's fault, not the file's
         except Exception:
             raise ImageError("the DICOM data elements cannot be read: the file is damaged, or ends early") from None
     # pydicom warns of an end within an element of open length, and gives back an empty data set.

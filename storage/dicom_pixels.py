@@ -102,6 +102,8 @@ class DicomPixels:
                 number_of_frames=self.layout.frames,
                 extended_offsets=tuple(offsets) if all(offsets) else None,
             )
+        except MemoryError:
+            raise  # the machine's fault, not the file's
         except Exception:
             raise ImageError(f"the compressed pixel data of frame {index + 1} cannot be found in the file") from None
         size = declared_size(stream)

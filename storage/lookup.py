@@ -83,6 +83,8 @@ def _segmented_palette(dataset: Dataset) -> Palette:
     try:
         count, first, bits = (int(item) for item in descriptor)
         entries = apply_color_lut(np.arange(first, first + (count % 65536 or 65536)), dataset)
+    except MemoryError:
+        raise  # the machine's fault, not the file's
     except Exception:
         raise ImageError("the segmented colour palette in the header cannot be read") from None
     return Palette(*(LookupTable(first, entries[:, column], 2**bits - 1) for column in range(3)))

@@ -149,7 +149,10 @@ class Explain(_Section):
         min_length=1,
         description=f"[fs-][s-]METHOD with METHOD one of {', '.join(BASE_METHODS)}; each is one stored map",
     )
-    targets: Literal["predicted", "labelled", "all"] | Annotated[list[str], Field(min_length=1)] = "predicted"
+    targets: Literal["predicted", "labelled", "all"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "predicted",
+        description="classes to map: of the largest logit (also if multi-label), of the labels, all, listed",
+    )
     limits: Limits = Limits()
     features: Features = Features()
     map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
