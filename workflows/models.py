@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import ModelError
+from storage.roots import read_document
 from tasks.cams.heads import Head
 from tasks.capture import capturing
 from tasks.classifier import Classifier
@@ -25,10 +26,11 @@ from workflows.model_sources import (
     published_torchvision,
 )
 from workflows.registry import fetch_registered
-from workflows.weights import StateDict, fetch_bytes, load_state_dict, read_state_dict, save_state_dict, weights_digest
+from workflows.weights import StateDict, load_state_dict, read_state_dict, save_state_dict, weights_digest
 
 _EXAMPLES = 2  # images in a dummy forward: one would not show a batch axis that is fixed
 _OWN = 1e-2  # relative; sums in another order differ by less, batch statistics or dropout by more
+_MODEL_BYTES = 1 << 36
 _KINDS = ("torchvision", "python", "mlflow", "export")
 
 
@@ -90,7 +92,7 @@ def fetch_model(model: configuration.Model, *, folder: str | None, server: str |
         form, data = fetch_registered(name, server=server, trust=model.trust)
         return replace(package, form=form, weights=data)
     if kind == "export":
-        return replace(package, form="export", weights=fetch_bytes(name, "model.source"))
+        return replace(package, form="export", weights=_fetched(name, "model.source"))
     if kind == "torchvision":
         check_torchvision(name)
     if model.weights is None:
@@ -104,7 +106,7 @@ def _with_state(package: ModelPackage, weights: str) -> ModelPackage:
     """Pickles, where they are trusted, are opened here and only here: workers get plain tensors."""
     kind, _, name = package.source.partition(":")
     if weights != "DEFAULT":
-        state = read_state_dict(fetch_bytes(weights, "model.weights"), trust=package.trust)
+        state = read_state_dict(_fetched(weights, "model.weights"), trust=package.trust)
         return replace(package, form="state", weights=save_state_dict(state))
     if kind != "torchvision":
         raise ModelError(f"model.weights: DEFAULT is for torchvision models; {package.source} needs a file or a URL.")
@@ -117,10 +119,15 @@ def _with_state(package: ModelPackage, weights: str) -> ModelPackage:
     )
 
 
+def _fetched(location: str, key: str) -> bytes:
+    """A file of the model. Its path, unlike an archive's, tells of no patient, so an error may name it."""
+    return read_document(location, key if "://" in location else f"{key}: {location}", limit=_MODEL_BYTES)
+
+
 def _class_names(classes: list[str] | str | None) -> tuple[str, ...] | None:
     if not isinstance(classes, str):
         return None if classes is None else tuple(classes)
-    text = fetch_bytes(classes, "model.classes").decode("utf-8-sig")
+    text = _fetched(classes, "model.classes").decode("utf-8-sig")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
         raise ModelError("model.classes: the file names no class; expected one a line.")

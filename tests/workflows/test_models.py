@@ -1,7 +1,10 @@
 """From `model:` in the configuration to a classifier that is what the user meant, or an error that says why not."""
 
+import io
 import os
 import pickle
+import re
+import shutil
 import sys
 import threading
 from functools import partial
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 from torchvision import models as zoo
 
-from storage.errors import ModelError
+from storage.errors import ConfigurationError, ModelError
 from workflows.configuration import Model
 from workflows.models import build_classifier, describe, fetch_model
 from workflows.weights import weights_digest
@@ -53,6 +56,12 @@ def folder(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]
+
+
+def as_published(name):
+    """A parameter's name as torchvision's files of 2017 (DenseNet) and 2021 (ViT) have it."""
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name)
+    return re.sub(r"mlp\.([03])\.", lambda found: f"mlp.linear_{int(found[1]) // 3 + 1}.", name)
 
 
 def built(folder=None, **keys):
@@ -150,19 +159,48 @@ class TestWeights:
             built(source="torchvision:resnet18", weights=str(tmp_path / "log.pt"))
 
     def test_a_file_that_is_not_there_is_a_clear_error(self, tmp_path):
-        with pytest.raises(ModelError, match=r"model\.weights: .*none\.pt cannot be read: No such file"):
+        with pytest.raises(ConfigurationError, match=r"model\.weights: .*none\.pt: there is no such file"):
             built(source="torchvision:resnet18", weights=str(tmp_path / "none.pt"))
 
-    def test_weights_come_from_a_url_too(self, resnet, weights):
-        handler = partial(QuietHandler, directory=str(weights.parent))
+    def test_weights_come_from_a_url_too_with_its_escapes_and_its_query(self, resnet, weights, tmp_path):
+        (tmp_path / "run 7%").mkdir()
+        shutil.copy(weights, tmp_path / "run 7%" / "best.pt")
+        handler = partial(QuietHandler, directory=str(tmp_path))
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{server.server_port}"
-            classifier = built(source="torchvision:resnet18", weights=f"{url}/{weights.name}")
-            with pytest.raises(ModelError, match=r"model\.weights: .* cannot be fetched"):
-                built(source="torchvision:resnet18", weights=f"{url}/none.pt")
+            url = f"http://127.0.0.1:{server.server_port}/run%207%25"
+            classifier = built(source="torchvision:resnet18", weights=f"{url}/best.pt?signature=a%2Fb")
+            with pytest.raises(ConfigurationError, match=r"model\.weights: cannot be fetched: .*404") as refusal:
+                built(source="torchvision:resnet18", weights=f"{url}/none.pt?signature=secret")
             server.shutdown()
         assert torch.equal(classifier.module.fc.weight, resnet.fc.weight)
+        assert "secret" not in str(refusal.value)
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:1/none.pt", "https://", "http://a b/none.pt"])
+    def test_an_address_that_leads_nowhere_is_a_clear_error(self, url):
+        with pytest.raises(ConfigurationError, match=r"model\.weights: cannot be fetched"):
+            built(source="torchvision:resnet18", weights=url)
+
+    def test_a_damaged_file_is_refused_whatever_its_damage(self, weights, tmp_path):
+        legacy = io.BytesIO()
+        torch.save({"fc.weight": torch.ones(3)}, legacy, _use_new_zipfile_serialization=False)
+        whole = {"zip": weights.read_bytes()[:200_000], "legacy": legacy.getvalue()}
+        for name, data in whole.items():
+            for end in range(0, len(data), max(1, len(data) // 60)):
+                (tmp_path / name).write_bytes(data[:end])
+                with pytest.raises(ModelError, match=r"damaged"):
+                    built(source="torchvision:resnet18", weights=str(tmp_path / name))
+
+    @pytest.mark.parametrize("name", ["densenet121", "vit_b_32"])
+    def test_names_that_published_files_had_before_are_known(self, name, tmp_path):
+        module = zoo.get_model(name, num_classes=3)
+        state = module.state_dict()
+        before = {as_published(key): tensor for key, tensor in state.items()}
+        assert before.keys() != state.keys()
+        torch.save(before, tmp_path / "published.pt")
+        weights = str(tmp_path / "published.pt")
+        classifier = built(source=f"torchvision:{name}", weights=weights, input={"resize": 224, "crop": 224})
+        assert weights_digest(classifier.module) == weights_digest(module)
 
     def test_the_digest_tells_apart_one_bit_a_name_and_a_type(self):
         one = nn.Linear(2, 2)
