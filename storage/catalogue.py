@@ -152,7 +152,7 @@ def arrange(readable: pa.Table, rejections: Sequence[Located], *, shard_images: 
     ``shard_bytes`` (float32), and at least 1.
     """
     readable = readable.sort_by([("private_location", "ascending"), ("frame", "ascending")])
-    length = shard_length(_decoded_bytes(readable), shard_images=shard_images, shard_bytes=shard_bytes)
+    length = shard_length(decoded_bytes(readable), shard_images=shard_images, shard_bytes=shard_bytes)
     numbers = np.arange(readable.num_rows, dtype=np.int64)
     numbered = pa.table(
         [pa.array(numbers), pa.array((numbers // length).astype(np.int32)), *readable.columns], CATALOGUE_SCHEMA
@@ -184,7 +184,7 @@ def shard_length(decoded_bytes: np.ndarray[Any, np.dtype[np.int64]], *, shard_im
     return 1
 
 
-def _decoded_bytes(readable: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+def decoded_bytes(readable: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     sides = [np.asarray(readable[name].to_numpy(), dtype=np.int64) for name in ("height", "width", "channels")]
     return sides[0] * sides[1] * sides[2] * np.dtype(np.float32).itemsize
 

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from storage.errors import RunError
 from storage.objects import Objects
-from storage.records import Rejection
+from storage.records import Note, Rejection
 
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
@@ -36,7 +36,7 @@ class Manifest:
     images: int  # images that went into the result
     rejected: tuple[Rejection, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -45,7 +45,7 @@ class Manifest:
     def from_json(cls, data: bytes) -> "Manifest":
         tree = json.loads(data)
         tree["rejected"] = tuple(Rejection(**item) for item in tree["rejected"])
-        tree["notes"] = tuple(tree["notes"])
+        tree["notes"] = tuple(Note(**item) for item in tree["notes"])
         return cls(**tree)
 
 
@@ -61,12 +61,11 @@ class Ledger:
 
     def commit(self, manifest: Manifest, outputs: dict[str, bytes] | None = None) -> None:
         """Put the shard's outputs (by suffix), then its manifest."""
-        digests = dict(manifest.sha256)
+        digests = {}
         for suffix, data in (outputs or {}).items():
             self.run.put(self.key(manifest.shard, suffix), data)
             digests[suffix] = hashlib.sha256(data).hexdigest()
-        complete = Manifest(manifest.stage, manifest.shard, manifest.images, manifest.rejected, digests, manifest.notes)
-        self.run.put(self.key(manifest.shard, "json"), complete.to_json())
+        self.run.put(self.key(manifest.shard, "json"), replace(manifest, sha256=digests).to_json())
 
     def output(self, shard: int, suffix: str) -> bytes:
         """A committed output, checked against its manifest; raises RunError when it was changed since."""

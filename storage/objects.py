@@ -15,17 +15,13 @@ from storage.errors import RunError
 class Objects:
     """Keys below `location`. Local and S3-like stores behave alike: puts are atomic, absence is FileNotFoundError.
 
-    Picklable: only the location travels, each process opens its own client.
+    Picklable: only the location travels, each process opens its own client. On a disk the folder is created. Raises
+    RunError when it cannot be opened.
     """
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/") or "/"
         self._store = _open(self.location)
-
-    @classmethod
-    def open(cls, location: str) -> Self:
-        """Open (and, on a disk, create) the folder. Raises RunError when that cannot be."""
-        return cls(location)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.location,)
@@ -72,6 +68,16 @@ class Objects:
             keys.append(prefix)
         if keys:
             obstore.delete(self._store, keys)
+
+    def sweep(self) -> None:
+        """Delete what processes that died in the middle of a put left on the disk; call it when nobody else writes.
+
+        A local put goes through a file `KEY#NUMBER` beside the key, which no listing shows.
+        """
+        if "://" not in self.location:
+            for path in Path(self.location).rglob("*#*"):
+                if path.is_file() and path.name.rpartition("#")[2].isdigit():
+                    path.unlink()
 
     def zarr(self, key: str, *, read_only: bool = False) -> ObjectStore[Any]:
         """The folder `key` as a Zarr store."""

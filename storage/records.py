@@ -1,4 +1,4 @@
-"""The plain records that cross rooms. Frozen, slotted, free of behaviour."""
+"""The plain records that cross rooms. Frozen, slotted, next to free of behaviour."""
 
 from dataclasses import dataclass
 
@@ -48,3 +48,14 @@ class Rejection:
     id: str
     stage: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a reader of the results must know. Of notes that differ in `number` alone, a run tells the largest."""
+
+    text: str  # has one `{}` where the number goes, if there is one
+    number: float | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.number is None else self.text.format(f"{self.number:.2g}")

@@ -6,8 +6,14 @@ from typing import TypeVar
 import torch
 
 from storage.errors import ModelError
+from storage.records import Note
 
 Result = TypeVar("Result")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no room. PyTorch's CPU allocator says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Batches:
@@ -22,7 +28,7 @@ class Batches:
             raise ValueError(f"expected a batch of at least 1, got {batch}")
         self.images = images
         self.batch = batch
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
 
     def run(self, work: Callable[[int, int], Result]) -> Iterator[Result]:
         """Yield work's results. Raises ModelError when a single image does not fit."""
@@ -31,7 +37,9 @@ class Batches:
             stop = min(start + self.batch, self.images)
             try:
                 result = work(start, stop)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 fits = False
             else:
                 fits = True
@@ -45,6 +53,6 @@ class Batches:
         if images == 1:
             raise ModelError("the device's memory does not hold one image: use a larger device or a smaller input")
         self.batch = (images + 1) // 2
-        self.notes.append(f"out of device memory with {images} images a batch: went on with {self.batch}")
+        self.notes.append(Note(f"out of device memory with {images} images a batch: went on with {self.batch}"))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

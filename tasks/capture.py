@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from storage.errors import ModelError
+from tasks.batching import out_of_memory
 from tasks.classifier import Classifier
 
 PRECISIONS = ("float32", "bf16")
@@ -99,9 +100,9 @@ class _Capture:
         if self._channels_last and batch.ndim == 4:
             try:
                 return self._run(batch.contiguous(memory_format=torch.channels_last))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
                 # A `view` in the trunk that wants the plain layout. Any other fault shows again below.
                 self._channels_last = False
         return self._run(batch)

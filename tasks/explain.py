@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.records import Note
 from tasks.cams.names import MethodName
 from tasks.cams.rules import RULES
 from tasks.cams.scaling import resized
@@ -50,7 +51,7 @@ class Explained:
     maps: dict[str, NDArray[np.float16]]
     sums: dict[str, NDArray[np.float64]]
     failures: dict[int, str]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def explain_shard(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from storage.records import Note
 from tasks.cams.rules import RULES
 from tasks.classifier import Classifier
 from tasks.reductions.distribution import Counter, Distribution
@@ -51,7 +52,7 @@ class ShardProfile:
 
     profile: Profile
     failures: dict[int, str]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def profile_shard(

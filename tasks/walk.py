@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.records import Note
 from tasks.batching import Batches
 from tasks.cams.heads import Head
 from tasks.capture import Forward, capturing
@@ -61,10 +62,10 @@ class Walk:
         self._precision = precision
         self._batches = Batches(len(images), batch)
         self._head: Head | None = None
-        self._notes: list[str] = []
+        self._notes: list[Note] = []
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         return (*self._notes, *self._batches.notes)
 
     def run(self, work: Callable[[Batch], Result]) -> Iterator[Result]:
@@ -113,14 +114,15 @@ class Walk:
             self._head = head  # last: where memory runs out above, the halved batch measures again
         return self._head
 
-    def _deviation(self, forward: Forward, rows: NDArray[np.int64]) -> str:
+    def _deviation(self, forward: Forward, rows: NDArray[np.int64]) -> Note:
         compared = rows[:_COMPARED]
         with capturing(self._classifier) as capture:
             exact = capture(self._pixels(compared)).logits
-        deviation = (forward.logits[: len(compared)] - exact).abs().max().item()
-        return (
-            f"{self._precision}: logits of {len(compared)} images differ from float32 by up to {deviation:.2g} "
-            f"(their largest magnitude is {exact.abs().max().item():.2g})"
+        deviation = (forward.logits[: len(compared)] - exact).abs().max() / exact.abs().max()
+        return Note(
+            f"{self._precision}: logits differ from float32 by up to {{}} of their largest magnitude, measured on the "
+            f"first {_COMPARED} images of each shard",
+            deviation.item(),
         )
 
 

@@ -4,12 +4,16 @@ Every stage leaves a manifest or an object that says it is done. A run that was 
 where it stopped, and what it leaves is the same to the byte.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from storage.archive import Archive
@@ -18,6 +22,7 @@ from storage.decode import DecodeOptions
 from storage.errors import ArchiveError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
+from storage.records import Note
 from storage.tables import read_table, write_table
 from tasks.cams.names import MethodName
 from tasks.cams.scaling import CommonScale
@@ -37,7 +42,16 @@ from workflows.report import build_report
 from workflows.results import finish_tables
 from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
-from workflows.survey import LoadedModel, Settings, archive_facts, load_model, settle, unknown_labels
+from workflows.survey import (
+    FACTS_COLUMNS,
+    ArchiveFacts,
+    LoadedModel,
+    Settings,
+    archive_facts,
+    load_model,
+    settle,
+    unknown_labels,
+)
 from workflows.tracking import log_run
 from workflows.work import Pass
 from workflows.workers import ExplainWorker, ProfileWorker, Scales
@@ -72,7 +86,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
 
     `folder` is where the configuration file lies. Raises a LucencyError of any kind; the run stays resumable.
     """
-    run = Objects.open(configuration.run)
+    run = Objects(configuration.run)
     with hold(run):
         state = read_state(run)
         model = load_model(configuration, folder)
@@ -96,7 +110,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
 def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) -> Outcome:
     run, configuration = audit.run, audit.configuration
     state = state or _begin(audit, digests)
-    facts = archive_facts(read_table(run, "catalogue.parquet"))
+    facts = archive_facts(read_table(run, "catalogue.parquet", FACTS_COLUMNS))
     settings = settle(configuration, audit.model.description, facts)
     audit.progress.note(freeze(configuration, audit.model, facts, settings, audit.placement).text())
     reader = ShardReader(
@@ -108,9 +122,10 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
         profile = _profile_pass(audit, settings, reader, package, facts.shards)
     with _timed(audit, state, "maps", facts.images):
         _maps_pass(audit, settings, reader, package, facts.shards, profile)
+    run.sweep()
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
-    state["notes"] = _notes(audit, facts)
+    state["notes"] = _notes(audit, facts, settings, profile)
     write_findings(run, configuration.findings, settings.profile.bases, classes)
     write_exemplars(run, configuration, audit.model, reader, profile)
     state |= {"state": "reporting", "finished": now()}
@@ -150,7 +165,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
         "digests": {
             **digests,
             "archive": built.listing_sha256,
-            "catalogue": digest(built.table["id"].to_pylist()),
+            "catalogue": _digest_of_ids(built.table),
         },
         "versions": versions(),
         "engine": {
@@ -166,6 +181,13 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
     }
     write_state(run, state)
     return state
+
+
+def _digest_of_ids(catalogue: pa.Table) -> str:
+    hashed = hashlib.sha256()
+    for batch in catalogue.select(["id"]).to_batches(max_chunksize=1 << 16):
+        hashed.update("".join(f"{identifier}\n" for identifier in batch["id"].to_pylist()).encode())
+    return hashed.hexdigest()
 
 
 def _profile_pass(
@@ -220,11 +242,11 @@ def _maps_pass(
         ),
         attempts=audit.configuration.engine.attempts,
     )
-    known = {item.id for item in pass_rejections(run, "profile")}
-    rows = read_table(run, "catalogue.parquet", ["id", "shard"]).to_pylist() if known else []
     skips: dict[int, list[str]] = {shard: [] for shard in range(shards)}
-    for row in rows:
-        if row["id"] in known:
+    known = [item.id for item in pass_rejections(run, "profile")]
+    if known:
+        rows = read_table(run, "catalogue.parquet", ["id", "shard"])
+        for row in rows.filter(pc.is_in(rows["id"], pa.array(known))).to_pylist():
             skips[row["shard"]].append(row["id"])
     run_pass(work, run, skips, audit.placement, audit.progress)
 
@@ -250,16 +272,25 @@ def _meaning(method: MethodName) -> str:
     return f"{kind}; principal features only" if method.selected else kind
 
 
-def _notes(audit: _Audit, facts: Any) -> list[str]:
+def _notes(audit: _Audit, facts: ArchiveFacts, settings: Settings, profile: Profile) -> list[str]:
     """What a reader of the numbers must know, said once each."""
-    notes: dict[str, None] = {}
+    notes: dict[str, Note] = {}
     unknown = unknown_labels(audit.model.description.classes, facts)
     if unknown:
-        notes[f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"] = None
+        text = f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"
+        notes[text] = Note(text)
+    kind = audit.configuration.explain.features.importance
+    for base in dict.fromkeys(method.base for method in settings.explain.methods if method.selected):
+        without = int(np.count_nonzero(profile.importance[base][kind].images == 0))
+        if without:
+            text = f"{without} class(es) have no image for the importance `{kind}`: fs-{base} has no map of them (NaN)"
+            notes[text] = Note(text)
     for stage in ("profile", "maps"):
         for manifest in Ledger(audit.run, stage).done().values():
-            notes |= dict.fromkeys(f"{stage}: {note}" for note in manifest.notes)
-    return list(notes)
+            for note in manifest.notes:
+                told = Note(f"{stage}: {note.text}", note.number)
+                notes[told.text] = max(notes.get(told.text, told), told, key=lambda item: item.number or 0.0)
+    return [str(note) for note in notes.values()]
 
 
 @contextmanager

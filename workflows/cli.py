@@ -186,7 +186,7 @@ def report(run: str, log: bool, uri: str | None, as_json: bool) -> int:
 
     if uri is not None and not log:
         raise ConfigurationError("--mlflow says where to log: add --log.")
-    objects = Objects.open(run)
+    objects = Objects(run)
     stored = _stored_configuration(objects, run)
     objects.put("report.html", build_report(objects).encode())
     answer: dict[str, str | None] = {"report": objects.path("report.html"), "mlflow": None}

@@ -17,7 +17,7 @@ import pyarrow as pa
 from storage.arrays import write_maps
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
-from storage.records import Rejection
+from storage.records import Note, Rejection
 from storage.tables import to_bytes
 from workflows.cases import cases_table
 
@@ -27,20 +27,22 @@ _RESULT = pa.schema(
         ("images", pa.int64()),
         ("output", pa.large_binary()),
         ("rejected", pa.string()),  # JSON: [id, stage, reason]
-        ("notes", pa.string()),  # JSON
+        ("notes", pa.string()),  # JSON: [text, number]
         ("error", pa.string()),  # a fault of ours or of the model, not of an image: ends the run
     ]
 )
 
 
-def shard_result(shard: int, images: int, output: bytes, rejected: list[Rejection], notes: tuple[str, ...]) -> pa.Table:
+def shard_result(
+    shard: int, images: int, output: bytes, rejected: list[Rejection], notes: tuple[Note, ...]
+) -> pa.Table:
     faults = [[item.id, item.stage, item.reason] for item in rejected]
     row = {
         "shard": shard,
         "images": images,
         "output": output,
         "rejected": json.dumps(faults),
-        "notes": json.dumps(list(notes)),
+        "notes": json.dumps([[note.text, note.number] for note in notes]),
         "error": None,
     }
     return pa.Table.from_pylist([row], schema=_RESULT)
@@ -121,4 +123,5 @@ def _placed(
 
 def _manifest(stage: str, row: Mapping[str, Any]) -> Manifest:
     rejected = tuple(Rejection(*item) for item in json.loads(row["rejected"]))
-    return Manifest(stage, row["shard"], row["images"], rejected, notes=tuple(json.loads(row["notes"])))
+    notes = tuple(Note(*item) for item in json.loads(row["notes"]))
+    return Manifest(stage, row["shard"], row["images"], rejected, notes=notes)

@@ -167,7 +167,7 @@ def _run(configuration: Configuration) -> Check:
     key = f".lucency-doctor-{uuid4().hex}"
     advice = "Check `run`, and the rights or credentials to write there."
     try:
-        place = Objects.open(_existing(configuration.run))
+        place = Objects(_existing(configuration.run))
         created = place.put_if_absent(key, b"first")
         again = place.put_if_absent(key, b"second")
         kept = place.get(key)

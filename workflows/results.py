@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.arrays import open_maps
 from storage.errors import LucencyError
@@ -55,33 +56,45 @@ def finish_tables(
     first = from_bytes(ledger.output(0, "parquet"))
     parts = (from_bytes(ledger.output(shard, "parquet")) for shard in sorted(manifests))
     concatenate(run, "cases.parquet", parts, first.schema)
-    metrics = [*_metrics(run, first.schema), *_attention(run, settings, class_names, border)]
+    metrics = [*_metrics(run, first.schema, class_names), *_attention(run, settings, class_names, border)]
     write_table(run, "metrics.parquet", pa.Table.from_pylist(metrics, schema=_METRICS))
     return {"catalogued": facts.catalogued, "explained": explained, "rejected": len(rows)}
 
 
-def _metrics(run: Objects, schema: pa.Schema) -> Iterator[dict[str, Any]]:
-    """One measure a row, over all cases and for each class that has some."""
+def _metrics(run: Objects, schema: pa.Schema, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One measure a row, over all cases and for each class that has some.
+
+    A method's column is read when its turn comes: what is held does not grow with the number of methods.
+    """
     known = set(cases_schema(()).names)
-    cases = read_table(run, "cases.parquet", ["class_name", "logit", "probability", "label", "predicted"])
-    names = np.asarray(cases["class_name"].to_pylist(), dtype=object)
-    groups = {_ALL: np.ones(len(names), bool)} | {name: names == name for name in sorted(set(names))}
-    logits = cases["logit"].to_numpy().astype(np.float64)
+    cases = read_table(run, "cases.parquet", ["class", "logit", "probability", "label", "predicted"])
+    groups = list(_by_class(cases["class"].to_numpy(), class_names))
+    logits, probabilities = cases["logit"].to_numpy(), cases["probability"].to_numpy()
     predicted = cases["predicted"].to_numpy()
-    labels = cases["label"].to_pandas().astype("boolean")
-    correct = labels.to_numpy(dtype=np.float64, na_value=np.nan)
-    for group, chosen in groups.items():
-        scored = chosen & predicted & ~np.isnan(correct)
-        count = int(chosen.sum())
+    correct = pc.cast(cases["label"], pa.float32()).to_numpy()  # NaN: not labelled
+    for group, chosen in groups:
+        count = len(logits[chosen])
+        scored = correct[chosen][predicted[chosen] & ~np.isnan(correct[chosen])]
         yield _row("model", group, "cases", float(count), count)
-        yield _row("model", group, "mean probability", _mean(cases["probability"].to_numpy()[chosen]), count)
-        yield _row("model", group, "precision of the predicted class", _mean(correct[scored]), int(scored.sum()))
+        yield _row("model", group, "mean probability", _mean(probabilities[chosen]), count)
+        yield _row("model", group, "precision of the predicted class", _mean(scored), len(scored))
     for method in (name for name in schema.names if name not in known):
         sums = read_table(run, "cases.parquet", [method])[method].to_numpy()
-        for group, chosen in groups.items():
+        for group, chosen in groups:
             agreement = consistency(logits[chosen], sums[chosen])
             yield _row(method, group, "consistency.pearson", agreement.pearson, agreement.n)
             yield _row(method, group, "consistency.spearman", agreement.spearman, agreement.n)
+
+
+def _by_class(
+    classes: np.ndarray[Any, Any], names: Sequence[str]
+) -> Iterator[tuple[str, slice | np.ndarray[Any, Any]]]:
+    """All cases, then those of each class that has some, in their order."""
+    yield _ALL, slice(None)
+    order = np.argsort(classes, kind="stable")
+    present, starts = np.unique(classes[order], return_index=True)
+    for index, chosen in zip(present, np.split(order, starts[1:]), strict=True):
+        yield names[index], chosen
 
 
 def _attention(
@@ -95,7 +108,7 @@ def _attention(
 
 
 def _mean(values: Sequence[float] | np.ndarray[Any, Any]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+    return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
 
 
 def _row(method: str, group: str, measure: str, value: float, n: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.arrays import MapsPlan
+from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
 from tasks.cams.names import MethodName
 from tasks.classifier import Classifier
@@ -49,28 +50,39 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     return LoadedModel(package, classifier, describe(classifier))
 
 
+FACTS_COLUMNS = ("row", "labels", "height", "width", "channels", "private_location", "private_bytes")
+
+
 def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
-    """Summarise a catalogue table."""
-    readable = catalogue.filter(pc.greater_equal(catalogue["row"], 0))
-    shard_images = int(catalogue.schema.metadata[b"shard_images"])
+    """Summarise a catalogue table; only FACTS_COLUMNS of it are needed."""
+    readable = catalogue.slice(0, readable_count(catalogue))
+    length = shard_images(catalogue)
     lists = readable["labels"].combine_chunks()
     counts = pc.value_counts(lists.flatten()).to_pylist()
-    pixels = pc.multiply(pc.multiply(readable["height"], readable["width"]), readable["channels"])
-    decoded = pa.table({"shard": readable["shard"], "bytes": pc.multiply(pc.cast(pixels, pa.int64()), 4)})
-    largest = decoded.group_by("shard").aggregate([("bytes", "sum")])["bytes_sum"] if len(readable) else []
-    files = readable.group_by("private_location").aggregate([("private_bytes", "min")])["private_bytes_min"]
+    decoded = decoded_bytes(readable)
+    shards = -(-len(readable) // length)
     return ArchiveFacts(
         catalogued=len(catalogue),
         images=len(readable),
         rejected=len(catalogue) - len(readable),
-        shard_images=shard_images,
-        shards=-(-len(readable) // shard_images),
-        file_bytes=pc.sum(files).as_py() or 0,
-        shard_bytes=pc.max(largest).as_py() if len(readable) else 0,
+        shard_images=length,
+        shards=shards,
+        file_bytes=_file_bytes(readable),
+        shard_bytes=max((int(decoded[i * length : (i + 1) * length].sum()) for i in range(shards)), default=0),
         labels={item["values"]: item["counts"] for item in sorted(counts, key=lambda item: str(item["values"]))},
         labelled=len(readable) - lists.null_count,
-        most_labels=pc.max(pc.list_value_length(lists)).as_py() or 0 if len(readable) else 0,
+        most_labels=pc.max(pc.list_value_length(lists)).as_py() or 0,
     )
+
+
+def _file_bytes(readable: pa.Table) -> int:
+    """Bytes of the files, each once: the frames of a file follow one another."""
+    if not len(readable):
+        return 0
+    locations = readable["private_location"]
+    another = pc.not_equal(locations.slice(1), locations.slice(0, len(locations) - 1))
+    sizes = readable["private_bytes"]
+    return int(sizes[0].as_py() + (pc.sum(sizes.slice(1).filter(another)).as_py() or 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def _write(run: Objects, order: tuple[int, ...]) -> None:
 
 
 def test_shards_written_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
-    first, second = Objects.open(str(tmp_path / "a")), Objects.open(str(tmp_path / "b"))
+    first, second = Objects(str(tmp_path / "a")), Objects(str(tmp_path / "b"))
     _write(first, (0, 4, 8))
     _write(second, (8, 0, 4))
     assert first.list() == second.list()
@@ -33,7 +33,7 @@ def test_shards_written_in_any_order_give_the_same_bytes(tmp_path: Path) -> None
 
 
 def test_maps_read_back_as_written_and_open_with_xarray(tmp_path: Path) -> None:
-    run = Objects.open(str(tmp_path))
+    run = Objects(str(tmp_path))
     _write(run, (0, 4, 8))
     np.testing.assert_array_equal(np.asarray(open_maps(run, "s-grad-cam")[...]), _maps(1))
     opened = xarray.open_zarr(tmp_path / "maps.zarr", consolidated=False)
@@ -42,14 +42,14 @@ def test_maps_read_back_as_written_and_open_with_xarray(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_was_not_written_reads_as_no_map(tmp_path: Path) -> None:
-    run = Objects.open(str(tmp_path))
+    run = Objects(str(tmp_path))
     _write(run, (0,))
     assert np.isnan(np.asarray(open_maps(run, "grad-cam")[4:])).all()
     assert (np.asarray(open_maps(run, "classes")[4:]) == -1).all()
 
 
 def test_a_damaged_chunk_is_refused_and_not_read_as_numbers(tmp_path: Path) -> None:
-    run = Objects.open(str(tmp_path))
+    run = Objects(str(tmp_path))
     _write(run, (0, 4, 8))
     shard = tmp_path / "maps.zarr" / "grad-cam" / "c" / "0" / "0" / "0" / "0"
     data = bytearray(shard.read_bytes())
@@ -60,7 +60,7 @@ def test_a_damaged_chunk_is_refused_and_not_read_as_numbers(tmp_path: Path) -> N
 
 
 def test_arrays_keep_their_axes_and_what_they_mean(tmp_path: Path) -> None:
-    run = Objects.open(str(tmp_path))
+    run = Objects(str(tmp_path))
     arrays = {
         "importance/grad-cam/all": NamedArray(np.eye(3), ("feature", "class"), "synthetic"),
         "images": NamedArray(np.asarray(7), (), "count"),

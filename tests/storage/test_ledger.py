@@ -10,21 +10,23 @@ import pytest
 from storage.errors import RunError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
-from storage.records import Rejection
+from storage.records import Note, Rejection
 
 _LOCKS = ".ledger/lock"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Objects:
-    return Objects.open(str(tmp_path / "run"))
+    return Objects(str(tmp_path / "run"))
 
 
 def test_a_manifest_comes_back_as_it_was_committed(run: Objects) -> None:
-    manifest = Manifest("profile", 3, 7, (Rejection("ab", "decode", "truncated"),), notes=("halved",))
+    manifest = Manifest(
+        "profile", 3, 7, (Rejection("ab", "decode", "truncated"),), notes=(Note("halved"), Note("off by {}", 0.5))
+    )
     Ledger(run, "profile").commit(manifest, {"npz": b"bytes"})
     (back,) = Ledger(run, "profile").done().values()
-    assert (back.shard, back.images, back.rejected, back.notes) == (3, 7, manifest.rejected, ("halved",))
+    assert (back.shard, back.images, back.rejected, back.notes) == (3, 7, manifest.rejected, manifest.notes)
     assert Ledger(run, "profile").output(3, "npz") == b"bytes"
 
 
@@ -53,7 +55,7 @@ def test_a_second_audit_is_refused_while_the_first_lives(run: Objects) -> None:
             sys.executable,
             "-c",
             "import sys; from storage.ledger import hold; from storage.objects import Objects\n"
-            "with hold(Objects.open(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
+            "with hold(Objects(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
             run.location,
         ],
         stdin=subprocess.PIPE,
@@ -110,7 +112,7 @@ def test_of_two_that_take_over_a_dead_lock_one_is_refused(run: Objects, monkeypa
             holder.__enter__()  # another audit takes over between our look and our put
         return found
 
-    holder = hold(Objects.open(run.location))
+    holder = hold(Objects(run.location))
     monkeypatch.setattr(run, "list", list_then_lose_the_race)
     with pytest.raises(RunError, match="another audit"), hold(run):
         pass

@@ -4,11 +4,13 @@ import torch
 from storage.errors import ModelError
 from tasks.batching import Batches
 
+NO_MEMORY = torch.OutOfMemoryError("no memory")
 
-def device_that_holds(images):
+
+def device_that_holds(images, error=NO_MEMORY):
     def work(start, stop):
         if stop - start > images:
-            raise torch.OutOfMemoryError("no memory")
+            raise error
         return list(range(start, stop))
 
     return work
@@ -24,10 +26,16 @@ def test_every_image_comes_once_and_in_order(images, batch):
 def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_says_so():
     batches = Batches(20, 12)
     assert [len(rows) for rows in batches.run(device_that_holds(4))] == [3] * 6 + [2]
-    assert batches.notes == [
+    assert [str(note) for note in batches.notes] == [
         "out of device memory with 12 images a batch: went on with 6",
         "out of device memory with 6 images a batch: went on with 3",
     ]
+
+
+def test_memory_that_a_cpu_does_not_give_counts_too():
+    with pytest.raises(RuntimeError) as refusal:
+        torch.empty(1 << 58)
+    assert [len(rows) for rows in Batches(4, 4).run(device_that_holds(2, refusal.value))] == [2, 2]
 
 
 def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_do():

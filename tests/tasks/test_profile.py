@@ -250,7 +250,7 @@ def test_too_little_memory_halves_the_batch_says_so_and_counts_no_image_twice():
     model = small()
     images, truth = pictures(7), some_truth(7)
     shard = profile_shard(replace(model, module=SmallMemory(model.module)), images, truth, replace(SETTINGS, batch=8))
-    assert shard.notes == (
+    assert tuple(map(str, shard.notes)) == (
         "out of device memory with 7 images a batch: went on with 4",
         "out of device memory with 4 images a batch: went on with 2",
     )
@@ -261,7 +261,8 @@ def test_bf16_says_how_far_it_is_from_float32():
     model = small()
     shard = profile_shard(model, pictures(6), some_truth(6), replace(SETTINGS, precision="bf16"))
     (note,) = shard.notes
-    assert note.startswith("bf16: logits of 4 images differ from float32 by up to ")
+    assert str(note).startswith("bf16: logits differ from float32 by up to ")
+    assert 0 < note.number < 0.1
     exact = profile(model, pictures(6), some_truth(6))
     np.testing.assert_allclose(shard.profile.logits.mean, exact.logits.mean, rtol=0.1, atol=0.05)
 

@@ -47,7 +47,7 @@ def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
     """Write the synthetic run to a folder and open it."""
     scene = make_scene(images=recipe.images, classes=recipe.classes, labelled=recipe.labelled)
     names = recipe.class_names or scene.classes
-    run = Objects.open(location)
+    run = Objects(location)
     logits, maps = scene.logits(), scene.maps()
     answers = logits.argmax(1)
     limits = np.quantile(maps.transpose(1, 0, 2, 3).reshape(recipe.classes, -1), (0.1, 0.9), axis=1).T

@@ -14,7 +14,7 @@ _CLASSES = ("cat", "dog")
 
 
 def _found(folder: Path, active: list[float], predictions: list[int], importance: list[list[float]]) -> dict[str, dict]:
-    run = Objects.open(str(folder))
+    run = Objects(str(folder))
     arrays = {
         "images": NamedArray(np.array(sum(predictions)), (), "synthetic"),
         "features/active": NamedArray(np.array(active), ("feature",), "synthetic"),

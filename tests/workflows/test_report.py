@@ -210,7 +210,7 @@ def test_the_same_run_gives_the_same_page(run: Objects) -> None:
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a finished run"):
-        build_report(Objects.open(str(tmp_path)))
+        build_report(Objects(str(tmp_path)))
 
 
 def test_levels_on_the_page_are_those_of_the_maps(run: Objects) -> None:

@@ -196,7 +196,7 @@ def test_a_run_that_someone_deleted_in_mlflow_is_logged_anew(tmp_path: Path) -> 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a finished run"):
-        log_run(Objects.open(str(tmp_path / "empty")), _configuration())
+        log_run(Objects(str(tmp_path / "empty")), _configuration())
 
 
 @pytest.fixture

@@ -181,16 +181,23 @@ def _composition(run: Objects) -> Composition:
     columns = ["row", "patient", "format", "modality", "height", "width", "split"]
     table = read_table(run, "catalogue.parquet", columns)
     table = table.filter(pc.greater_equal(table["row"], 0))
-    kinds = zip(table["format"].to_pylist(), table["modality"].to_pylist(), strict=True)
-    named = Counter(kind.upper() if modality is None else f"{kind.upper()} ({modality})" for kind, modality in kinds)
-    splits = Counter(split for split in table["split"].to_pylist() if split is not None)
     return Composition(
-        kinds=tuple(named.most_common()),
+        kinds=tuple(
+            (kind.upper() if modality is None else f"{kind.upper()} ({modality})", images)
+            for (kind, modality), images in _counted(table, ["format", "modality"])
+        ),
         heights=_range(table["height"]),
         widths=_range(table["width"]),
         patients=len(pc.unique(table["patient"].drop_null())) or None,
-        splits=tuple(splits.most_common()),
+        splits=tuple((split, images) for (split,), images in _counted(table, ["split"]) if split is not None),
     )
+
+
+def _counted(table: pa.Table, columns: list[str]) -> list[tuple[tuple[Any, ...], int]]:
+    """The columns' values together and how many images have them: most frequent first, then as they come."""
+    counts = table.group_by(columns, use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    counts.sort(key=lambda row: -row["count_all"])
+    return [(tuple(row[name] for name in columns), row["count_all"]) for row in counts]
 
 
 def _range(values: pa.ChunkedArray) -> tuple[int, int]:
