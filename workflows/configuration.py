@@ -230,8 +230,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Configuration:
         raise ConfigurationError(f"{path}: expected keys `run`, `archive` and `model`, got {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
-    configuration = check(tree, str(path))
-    return _anchored(configuration, path.resolve().parent)
+    configuration = _anchored(check(tree, str(path)), path.resolve().parent)
+    if _lies_inside(configuration.run, configuration.archive.location):
+        raise ConfigurationError(
+            f"{path}: run: lies inside archive.location, so that a resumed audit would find its own results among "
+            "the images. Choose a folder beside the archive."
+        )
+    return configuration
 
 
 def check(tree: dict[str, Any], name: str = "configuration") -> Configuration:
@@ -266,6 +271,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _lies_inside(run: str, archive: str) -> bool:
+    if "://" in run or "://" in archive:
+        return f"{run}/".startswith(f"{archive.rstrip('/')}/")
+    return Path(run).resolve().is_relative_to(Path(archive).resolve())
 
 
 def _anchored(configuration: Configuration, folder: Path) -> Configuration:

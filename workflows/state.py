@@ -78,6 +78,12 @@ def refuse_changes(state: Mapping[str, Any], configuration: Configuration, diges
         for name, words in named.items()
         if name in digests and state["digests"].get(name) != digests[name]
     ]
+    if state["state"] != "done":  # a result must not be half of one version's and half of another's
+        differences += [
+            f"  {name}: version {state['versions'].get(name)} when the run began, {version} now"
+            for name, version in versions().items()
+            if name in _LIBRARIES and state["versions"].get(name) != version
+        ]
     if differences:
         raise RunError(
             "this run belongs to another audit:\n"

@@ -1,6 +1,7 @@
 """A whole audit from the command line: what it leaves, what it counts, what it never tells."""
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,10 +21,17 @@ from tests.small_audits import lucency, write_archive, write_audit
 _IMAGES = 40
 _CANARY = "Canary^Tweety"
 _CANARY_ID = "CANARY-4711"
+_SECRETS = ("Canary", "Tweety", "CANARY-4711", "19420124")
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def sessions_before() -> set[Path]:
+    """The folders that earlier Ray sessions of this machine logged into."""
+    return set(Path(tempfile.gettempdir(), "ray").glob("session_2*"))
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory, sessions_before: set[Path]) -> tuple[Path, str]:
     """An audit with MLflow on, over an archive with a canary patient, a broken file and a text file."""
     folder = tmp_path_factory.mktemp("audited")
     write_archive(folder, _IMAGES)
@@ -57,23 +65,33 @@ def test_every_catalogued_image_ends_explained_or_rejected(audited: tuple[Path, 
 
 def test_no_output_and_no_log_tells_of_the_canary_patient(audited: tuple[Path, str]) -> None:
     folder, printed = audited
-    secrets = ("Canary", "Tweety", "CANARY-4711", "19420124")
     private = {"catalogue.parquet"}  # its private columns are where paths belong
     looked_at = 0
     for root in (folder / "run", folder / ".lucency"):
         for path in root.rglob("*"):
             if path.is_file() and path.name not in private:
                 data = path.read_bytes()
-                assert not [word for word in secrets if word.encode() in data], path
+                assert not [word for word in _SECRETS if word.encode() in data], path
                 looked_at += 1
     assert looked_at > 20
-    assert not [word for word in secrets if word in printed]
+    assert not [word for word in _SECRETS if word in printed]
     for name in ("cases.parquet", "rejected.parquet", "metrics.parquet"):
         text = str(pq.read_table(folder / "run" / name).to_pydict())
-        assert not [word for word in secrets if word in text]
+        assert not [word for word in _SECRETS if word in text]
     catalogue = pq.read_table(folder / "run" / "catalogue.parquet")
     public = catalogue.select([name for name in catalogue.column_names if not name.startswith("private_")])
-    assert not [word for word in secrets if word in str(public.to_pydict())]
+    assert not [word for word in _SECRETS if word in str(public.to_pydict())]
+
+
+def test_rays_own_logs_tell_nothing_of_the_canary_patient_either(
+    audited: tuple[Path, str], sessions_before: set[Path]
+) -> None:
+    sessions = set(Path(tempfile.gettempdir(), "ray").glob("session_2*")) - sessions_before
+    logs = [path for session in sessions for path in (session / "logs").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in logs) > 10_000, "the audit's session was not found"
+    for path in logs:
+        data = path.read_bytes()
+        assert not [word for word in _SECRETS if word.encode() in data], path
 
 
 def test_a_map_in_zarr_is_the_closed_form_of_the_models_own_weights(audited: tuple[Path, str]) -> None:

@@ -127,6 +127,15 @@ def test_a_wrong_configuration_is_exit_code_2_and_names_every_fault(configuratio
         assert "explain.colour: unknown key" in done.stderr
 
 
+@pytest.mark.parametrize("run", ["archive/run", "archive", "elsewhere/../archive/run"])
+def test_a_run_inside_the_archive_would_become_part_of_it_and_is_refused(configuration: str, run: str) -> None:
+    for command in ("plan", "audit"):
+        done = _run(command, configuration, "--set", f"run={run}")
+        assert done.exit_code == 2
+        assert "run: lies inside archive.location" in done.stderr
+    assert load(configuration, ["run=archived"]).run.endswith("archived")
+
+
 def test_a_configuration_that_is_not_there_is_exit_code_2(tmp_path: Path) -> None:
     done = _run("audit", str(tmp_path / "none.yaml"))
     assert done.exit_code == 2

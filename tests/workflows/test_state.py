@@ -6,7 +6,7 @@ import pytest
 
 from storage.errors import RunError
 from workflows.configuration import Configuration, check
-from workflows.state import meaning, refuse_changes
+from workflows.state import meaning, refuse_changes, versions
 
 _DIGESTS = {"model": "m" * 64, "archive": "a" * 64, "device": "cpu"}
 
@@ -24,7 +24,12 @@ def _configuration(**changes: Any) -> Configuration:
 
 
 def _state(configuration: Configuration) -> dict[str, Any]:
-    return {"configuration": configuration.model_dump(mode="json"), "digests": _DIGESTS}
+    return {
+        "configuration": configuration.model_dump(mode="json"),
+        "digests": _DIGESTS,
+        "state": "running",
+        "versions": versions(),
+    }
 
 
 def test_the_same_audit_goes_on() -> None:
@@ -66,6 +71,15 @@ def test_what_decides_the_result_is_refused_by_name(change: dict[str, Any], key:
 def test_another_model_archive_or_device_is_refused_by_name(digest: str, words: str) -> None:
     with pytest.raises(RunError, match=words):
         refuse_changes(_state(_configuration()), _configuration(), {**_DIGESTS, digest: "other"})
+
+
+def test_an_unfinished_audit_does_not_go_on_under_another_version_of_a_library() -> None:
+    state = _state(_configuration())
+    state["versions"] = {**versions(), "torch": "1.0", "python": "3.0"}
+    with pytest.raises(RunError, match=r"torch: version 1\.0 when the run began, .* now") as refusal:
+        refuse_changes(state, _configuration(), _DIGESTS)
+    assert "python" not in str(refusal.value)
+    refuse_changes(state | {"state": "done"}, _configuration(), _DIGESTS)
 
 
 def test_every_key_of_the_configuration_is_either_meant_or_indifferent_on_purpose() -> None:
