@@ -6,8 +6,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Self
 
+from storage.documents import read_document
 from storage.errors import ConfigurationError
-from storage.roots import read_document
 
 _KEY_BYTES = 32
 _FEWEST_KEY_BYTES = 16

@@ -7,19 +7,16 @@ import errno
 import io
 import os
 import stat
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
-from urllib.error import HTTPError, URLError
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
-from storage.errors import ArchiveError, ConfigurationError, ImageError
+from storage.errors import ArchiveError, ImageError
 from storage.listing import ArchiveFile, Refused
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 HEAD_BYTES = 64 << 10
 # A remote container is walked in steps of this size.
 CONTAINER_BYTES = 1 << 20
-# A web server that says nothing for so long is taken for dead.
-_SILENCE_S = 60
 
 # obstore answers with the built-in errors for what the operating system knows too (not found, forbidden).
 _StoreError = (BaseError, OSError)
@@ -157,7 +152,7 @@ def find_root(location: str, where: str = "archive.location") -> tuple[LocalRoot
     if "://" in location and not location.startswith("file://"):
         stripped = location.rstrip("/")
         if stripped.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
-            return _remote_file(stripped)
+            return remote_file(stripped)
         return RemoteRoot(location), None
     path = Path(location.removeprefix("file://"))
     try:
@@ -171,41 +166,8 @@ def find_root(location: str, where: str = "archive.location") -> tuple[LocalRoot
     return LocalRoot(str(path.parent), only=path.name), storable(path.name)
 
 
-def read_document(location: str, where: str, *, limit: int = 1 << 30) -> bytes:
-    """A file that the configuration names under the key ``where``, from disk, an object store or the web.
-
-    Raises ConfigurationError when it is not there or cannot be read. The message does not repeat an address, whose
-    query may be a password.
-    """
-    if location.startswith(("http://", "https://")):
-        return _download(location, where, limit)
-    try:
-        root, name = find_root(location, where) if "://" not in location else _remote_file(location)
-        if name is None:
-            raise ConfigurationError(f"{where}: expected a file, got a folder")
-        return root.read(name, limit=limit)
-    except ArchiveError as error:
-        raise ConfigurationError(str(error)) from None
-    except ImageError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
-
-
-def _download(url: str, where: str, limit: int) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=_SILENCE_S) as answer:
-            data = answer.read(limit + 1)
-    except HTTPError as error:
-        error.close()  # it is the answer, too
-        raise ConfigurationError(f"{where}: cannot be fetched: the server answers {error.code}") from None
-    except (OSError, HTTPException, ValueError) as error:
-        why = error.reason if isinstance(error, URLError) else type(error).__name__
-        raise ConfigurationError(f"{where}: cannot be fetched: {why}") from None
-    if len(data) > limit:
-        raise ConfigurationError(f"{where}: the file has more than the {limit} bytes allowed")
-    return bytes(data)
-
-
-def _remote_file(url: str) -> tuple[RemoteRoot, str]:
+def remote_file(url: str) -> tuple[RemoteRoot, str]:
+    """The root that holds one object, and the object's name."""
     prefix, _, name = url.rpartition("/")
     return RemoteRoot(prefix, only=name), name
 

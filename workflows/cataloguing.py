@@ -11,11 +11,11 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
 from storage.catalogue import Frames, Located, arrange, catalogue_files, reject, rejected_table, rows_to_table
+from storage.documents import read_document
 from storage.errors import ArchiveError, ConfigurationError
 from storage.identity import Identity
 from storage.labels import BoxColumns, Label, LabelColumns, folder_labels, read_boxes, read_labels, resolve
 from storage.records import Box
-from storage.roots import read_document
 from workflows import configuration
 from workflows.progress import Progress
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from storage.documents import read_document
 from storage.errors import ModelError
-from storage.roots import read_document
 from tasks.cams.heads import Head
 from tasks.capture import capturing
 from tasks.classifier import Classifier

@@ -7,8 +7,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage.archive import Archive, ArchiveFile, Refused
+from storage.documents import read_document
 from storage.errors import ArchiveError, ConfigurationError, ImageError
-from storage.roots import read_document
 from tests.storage.sample_files import contained, zipped
 
 FILES = {"a.dcm": b"first", "deep/b.dcm": b"second" * 50_000, "deep/er/c.png": b""}
