@@ -52,6 +52,7 @@ class Contest:
 
     classifier: Classifier
     images: list[NDArray[Any]]
+    names: list[str]
     truth: Truth
     profile: Profile
     setting: Setting
@@ -75,10 +76,13 @@ class Contest:
             device=setting.device,
         )
         images = [random.integers(0, 256, (320, 288, 3), np.uint8) for _ in range(setting.images)]
+        names = [str(number) for number in range(setting.images)]
         positive = np.eye(setting.classes, dtype=bool)[random.integers(0, setting.classes, setting.images)]
         truth = Truth(np.ones(setting.images, bool), positive)
-        profile = profile_shard(classifier, images, truth, ProfileSettings(("grad-cam",), batch=setting.batch)).profile
-        return cls(classifier, images, truth, profile, setting)
+        profile = profile_shard(
+            classifier, images, names, truth, ProfileSettings(("grad-cam",), batch=setting.batch)
+        ).profile
+        return cls(classifier, images, names, truth, profile, setting)
 
     def batches(self) -> Iterator[Tensor]:
         for start in range(0, len(self.images), self.setting.batch):
@@ -93,14 +97,14 @@ def bare_forward(contest: Contest, layout: torch.memory_format = torch.contiguou
 
 def profile_pass(contest: Contest) -> None:
     settings = ProfileSettings(("grad-cam",), batch=contest.setting.batch)
-    profile_shard(contest.classifier, contest.images, contest.truth, settings)
+    profile_shard(contest.classifier, contest.images, contest.names, contest.truth, settings)
 
 
 def maps_pass(contest: Contest, targets: str, columns: int) -> None:
     methods = (MethodName("grad-cam"), MethodName("grad-cam", scaled=True))
     settings = ExplainSettings(methods, targets, columns, batch=contest.setting.batch)
     limits = {"grad-cam": contest.profile.limits("grad-cam")}
-    explain_shard(contest.classifier, contest.images, contest.truth, settings, limits=limits, masks={})
+    explain_shard(contest.classifier, contest.images, contest.names, contest.truth, settings, limits=limits, masks={})
 
 
 def torchcam_loop(contest: Contest) -> None:

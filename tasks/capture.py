@@ -8,7 +8,7 @@ The clone keeps A as it was when the head begins with an in-place operation, as 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.nn.functional import one_hot
 from storage.errors import ModelError
 from tasks.batching import out_of_memory
 from tasks.classifier import Classifier
+
+Result = TypeVar("Result")
 
 PRECISIONS = ("float32", "bf16")
 
@@ -40,6 +42,10 @@ class Forward:
         grid: Tensor = self._as_grid(gradient.flatten(0, 1))
         return grid.reshape(targets.shape[1], targets.shape[0], *grid.shape[1:]).transpose(0, 1)
 
+    def leaf(self, index: int) -> Tensor:
+        """A of one image as the layer put it out, its batch axis of length 1 kept."""
+        return self._leaf.detach()[index : index + 1]
+
     def combined_gradient(self, combination: Tensor) -> Tensor:
         """d(sum_c v_c z_c)/dA for one combination v [C] of the classes -> [B,F,h,w]."""
         weights = combination.to(self._output).expand_as(self._output)
@@ -48,7 +54,7 @@ class Forward:
 
 
 @contextmanager
-def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator[Callable[[Tensor], Forward]]:
+def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator["Capture"]:
     """Yield a function from a preprocessed batch [B,channels,H,W] to its Forward.
 
     In `bf16` the forward runs under autocast; activation, logits and gradients are float32 all the same.
@@ -62,7 +68,7 @@ def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator
     with _frozen(classifier.module):
         handle = _layer(classifier).register_forward_hook(tap)
         try:
-            yield _Capture(classifier, tap, precision)
+            yield Capture(classifier, tap, precision)
         finally:
             handle.remove()
 
@@ -74,7 +80,7 @@ def _layer(classifier: Classifier) -> nn.Module:
         raise ModelError(f"model.layer {classifier.layer!r} does not exist in this model") from error
 
 
-class _Capture:
+class Capture:
     """Runs the classifier forward; remembers which memory layout its modules take."""
 
     def __init__(self, classifier: Classifier, tap: "_Tap", precision: str) -> None:
@@ -83,9 +89,10 @@ class _Capture:
         self._autocast = torch.autocast(classifier.device.type, torch.bfloat16, enabled=precision == "bf16")
         # Channels last made convolutions 1.2 to 2 times as fast on CPUs; on GPUs it is not measured yet.
         self._channels_last = classifier.device.type == "cpu"
+        self._repeats = False
 
     def __call__(self, batch: Tensor) -> Forward:
-        output, leaf = self._through(batch)
+        output, leaf = self._through(batch, self._run)
         _check_logits(output, self._classifier, len(batch))
         as_grid = self._classifier.reshape or _as_it_is
         activation = as_grid(leaf.detach())
@@ -96,16 +103,49 @@ class _Capture:
             )
         return Forward(activation, output.detach().float(), leaf, output, as_grid)
 
-    def _through(self, batch: Tensor) -> tuple[Any, Tensor]:
+    def logits(self, batch: Tensor) -> Tensor:
+        """z [B,C] float32 of other inputs: nothing is kept of them."""
+        with self._tap.doing(None):
+            return self._through(batch, self._logits)
+
+    def logits_without(self, image: Tensor, forward: Forward, index: int, features: Tensor) -> Tensor:
+        """z [n,C] of one image [1,channels,H,W] with one of the features [n] set to 0 in each row.
+
+        The trunk sees the image once: the hook puts the n activations in the place of its one. Where a model cannot
+        have that, because it joins the layer's output with others of the image, the trunk sees n copies.
+        """
+        count = len(features)
+        activation = forward.leaf(index).expand(count, *[-1] * (forward.leaf(index).ndim - 1)).clone()
+        axis = 1 if self._classifier.reshape is None else activation.ndim - 1
+        rows = torch.arange(count, device=activation.device)
+        activation.movedim(axis, 1)[rows, features] = 0
+        with self._tap.doing(activation):
+            if not self._repeats:
+                try:
+                    return self._through(image, self._logits)
+                except (RuntimeError, ModelError) as error:
+                    if isinstance(error, RuntimeError) and out_of_memory(error):
+                        raise
+                    self._repeats = True
+            return self._through(image.expand(count, *[-1] * (image.ndim - 1)), self._logits)
+
+    def _logits(self, batch: Tensor) -> Tensor:
+        with torch.no_grad(), self._autocast:
+            output = self._classifier.module(batch)
+        _check_shape(output, self._classifier, self._tap.rows(len(batch)))
+        logits: Tensor = output.float()
+        return logits
+
+    def _through(self, batch: Tensor, run: Callable[[Tensor], Result]) -> Result:
         if self._channels_last and batch.ndim == 4:
             try:
-                return self._run(batch.contiguous(memory_format=torch.channels_last))
+                return run(batch.contiguous(memory_format=torch.channels_last))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
                 # A `view` in the trunk that wants the plain layout. Any other fault shows again below.
                 self._channels_last = False
-        return self._run(batch)
+        return run(batch)
 
     def _run(self, batch: Tensor) -> tuple[Any, Tensor]:
         self._tap.leaves.clear()
@@ -118,11 +158,15 @@ class _Capture:
 
 
 def _check_logits(output: Any, classifier: Classifier, images: int) -> None:
+    _check_shape(output, classifier, images)
+    if not output.requires_grad:
+        raise ModelError(f"the logits do not depend on model.layer {classifier.layer!r}: there is nothing to explain")
+
+
+def _check_shape(output: Any, classifier: Classifier, images: int) -> None:
     if not isinstance(output, Tensor) or output.shape != (images, len(classifier.classes)):
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(f"expected logits of shape {[images, len(classifier.classes)]} from the model, got {got}")
-    if not output.requires_grad:
-        raise ModelError(f"the logits do not depend on model.layer {classifier.layer!r}: there is nothing to explain")
 
 
 def _as_it_is(activation: Tensor) -> Tensor:
@@ -130,15 +174,32 @@ def _as_it_is(activation: Tensor) -> Tensor:
 
 
 class _Tap:
-    """The forward hook: keeps a detached leaf of the output and hands on its clone."""
+    """The forward hook: keeps a detached leaf of the output and hands on its clone; or does something else a while."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
         self.leaves: list[Tensor] = []
+        self._keeps = True
+        self._instead: Tensor | None = None
+
+    @contextmanager
+    def doing(self, instead: Tensor | None) -> Iterator[None]:
+        """Keep nothing, and put `instead` in the place of the output where one is given."""
+        self._keeps, self._instead = False, instead
+        try:
+            yield
+        finally:
+            self._keeps, self._instead = True, None
+
+    def rows(self, images: int) -> int:
+        """How many rows of logits come out where so many images go in."""
+        return images if self._instead is None else len(self._instead)
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise ModelError(f"model.layer {self.layer!r} puts out a {type(output).__name__}; expected one tensor")
+        if not self._keeps:
+            return output if self._instead is None else self._instead.to(output.dtype)
         leaf = (
             output.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).requires_grad_()
         )  # the head may `view` it, whatever the trunk did

@@ -1,7 +1,7 @@
 """Pass 2: the maps of a shard, on the archive's common scale, and their sums for the consistency figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from storage.records import Note
 from tasks.cams.names import MethodName
-from tasks.cams.rules import RULES
+from tasks.cams.rules import RULES, Rule
 from tasks.cams.scaling import resized
 from tasks.cams.variants import SUMS, Drawn, Variant, variants_of
 from tasks.classifier import Classifier
@@ -24,7 +24,7 @@ NONE = -1  # no class in this column
 @dataclass(frozen=True, slots=True)
 class ExplainSettings:
     """targets: predicted | labelled | all | class indices; columns: T, map columns an image; map: native | input |
-    (H,W); scale: tanh | linear; batch: images a forward; precision: float32 | bf16."""
+    (H,W); scale: tanh | linear; batch: images a forward; precision: float32 | bf16; rules: base method -> its rule."""
 
     methods: tuple[MethodName, ...]
     targets: str | tuple[int, ...] = "predicted"
@@ -33,6 +33,7 @@ class ExplainSettings:
     scale: str = "tanh"
     batch: int = 32
     precision: str = "float32"
+    rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Explained:
 def explain_shard(
     classifier: Classifier,
     images: Sequence[NDArray[Any]],
+    names: Sequence[str],
     truth: Truth,
     settings: ExplainSettings,
     *,
@@ -65,15 +67,15 @@ def explain_shard(
 ) -> Explained:
     """Explain decoded images [h,w] or [h,w,3] with the profile's limits [C,2] and masks [F,C] of each base method.
 
-    Maps are mixed at native resolution, resized, then scaled. Raises ModelError where a class's limits have no
-    span, or the classifier cannot be explained at its layer.
+    names: one for each image, from which all noise follows. Maps are mixed at native resolution, resized, then
+    scaled. Raises ModelError where a class's limits have no span, or the classifier cannot be explained at its layer.
     """
     variants = variants_of(settings.methods, classifier, scale=settings.scale, limits=limits, masks=masks)
-    walk = Walk(classifier, images, batch=settings.batch, precision=settings.precision)
+    walk = Walk(classifier, images, names, batch=settings.batch, precision=settings.precision)
     shard = _Shard(len(images), len(classifier.classes), settings.columns)
 
     def explain(batch: Batch) -> _Part:
-        return _part(batch, _targets(batch, truth, settings), classifier.task, variants, settings.map)
+        return _part(batch, _targets(batch, truth, settings), classifier.task, variants, settings)
 
     for part in walk.run(explain):
         shard.add(part)
@@ -92,14 +94,16 @@ class _Part:
     sums: dict[str, NDArray[np.float64]]
 
 
-def _part(batch: Batch, targets: Tensor, task: str, variants: Sequence[Variant], size: str | tuple[int, int]) -> _Part:
+def _part(batch: Batch, targets: Tensor, task: str, variants: Sequence[Variant], settings: ExplainSettings) -> _Part:
     activation, logits = batch.forward.activation, batch.forward.logits
-    height, width = _map_size(batch, size)
+    height, width = _map_size(batch, settings.map)
+    bases = dict.fromkeys(variant.base for variant in variants)
     drawn: list[Drawn] = []
-    for columns, gradient in batch.head.gradients(batch.forward, targets.clamp(min=0), height * width):
+    for columns, evidence in batch.evidence(targets.clamp(min=0), height * width):
         classes = targets[..., columns]
+        found = {base: settings.rules[base].weights(evidence) for base in bases}
         for variant in variants:
-            weights = variant.select(RULES[variant.base].weights(gradient, activation), classes)
+            weights = variant.select(found[variant.base], classes)
             saliency = resized(weights.saliency(activation), (height, width))
             check_finite(saliency, f"the map of {variant.name}")
             drawn.append(variant.draw(saliency, classes))

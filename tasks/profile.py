@@ -5,7 +5,7 @@ archive's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from storage.records import Note
-from tasks.cams.rules import RULES
+from tasks.cams.rules import RULES, Rule
 from tasks.classifier import Classifier
 from tasks.reductions.distribution import Counter, Distribution
 from tasks.reductions.importance import Importance
@@ -37,13 +37,14 @@ class Truth:
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
     """bases: base methods; bits: histogram buckets an octave, as a power of two; extrema: also count each map's
-    minimum and maximum; batch: images a forward; precision: float32 | bf16."""
+    minimum and maximum; batch: images a forward; precision: float32 | bf16; rules: base method -> its rule."""
 
     bases: tuple[str, ...]
     bits: int = 5
     extrema: bool = False
     batch: int = 32
     precision: str = "float32"
+    rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,17 @@ class ShardProfile:
 
 
 def profile_shard(
-    classifier: Classifier, images: Sequence[NDArray[Any]], truth: Truth, settings: ProfileSettings
+    classifier: Classifier,
+    images: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    truth: Truth,
+    settings: ProfileSettings,
 ) -> ShardProfile:
-    """Profile decoded images [h,w] or [h,w,3]; the truth has a row for each.
+    """Profile decoded images [h,w] or [h,w,3]; names (what noise follows from) and truth have a row for each.
 
     Raises ModelError where the classifier cannot be explained at its layer.
     """
-    walk = Walk(classifier, images, batch=settings.batch, precision=settings.precision)
+    walk = Walk(classifier, images, names, batch=settings.batch, precision=settings.precision)
     tally = _Tally(len(classifier.classes), settings, classifier.device)
     for part in walk.run(lambda batch: _part(batch, classifier.task, truth, settings)):
         tally.add(part)
@@ -102,9 +107,9 @@ def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _
     counted = {"all": None, "true": true, "correct": true & predicted_classes(logits, task)}
     chunks: dict[str, list[_BasePart]] = {base: [] for base in settings.bases}
     every = torch.arange(logits.shape[1], device=logits.device)
-    for columns, gradient in batch.head.gradients(batch.forward, every, activation[0, 0].numel()):
+    for columns, evidence in batch.evidence(every, activation[0, 0].numel()):
         for base in settings.bases:
-            weights = RULES[base].weights(gradient, activation)
+            weights = settings.rules[base].weights(evidence)
             saliency = weights.saliency(activation)
             check_finite(saliency, f"the map of {base}")
             totals = weights.totals(activation)

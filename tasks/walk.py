@@ -15,9 +15,11 @@ from torch import Tensor
 
 from storage.records import Note
 from tasks.batching import Batches
+from tasks.cams.evidence import Evidence
 from tasks.cams.heads import Head
-from tasks.capture import Forward, capturing
+from tasks.capture import Capture, Forward, capturing
 from tasks.classifier import Classifier
+from tasks.probes import Probes
 
 Result = TypeVar("Result")
 
@@ -31,7 +33,13 @@ class Batch:
     rows: NDArray[np.int64]  # positions in the shard
     forward: Forward
     head: Head
+    probes: Probes
     size: tuple[int, int]  # the classifier's input (H,W)
+
+    def evidence(self, targets: Tensor, size: int) -> Iterator[tuple[slice, Evidence]]:
+        """What CAM rules may look at, for classes targets [T] or [B,T] in chunks of columns; see Head.gradients."""
+        for columns, gradient in self.head.gradients(self.forward, targets, size):
+            yield columns, Evidence(self.forward, self.head, gradient, targets[..., columns], self.probes)
 
 
 class NotFinite(Exception):
@@ -53,12 +61,24 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 class Walk:
-    """One walk over a shard. After it, `failures` (position -> reason) and `notes` are complete."""
+    """One walk over a shard. After it, `failures` (position -> reason) and `notes` are complete.
 
-    def __init__(self, classifier: Classifier, images: Sequence[NDArray[Any]], *, batch: int, precision: str) -> None:
+    names: one for each image, from which all that is random about it follows.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Sequence[NDArray[Any]],
+        names: Sequence[str],
+        *,
+        batch: int,
+        precision: str,
+    ) -> None:
         self.failures: dict[int, str] = {}
         self._classifier = classifier
         self._images = images
+        self._names = names
         self._precision = precision
         self._batches = Batches(len(images), batch)
         self._head: Head | None = None
@@ -84,7 +104,7 @@ class Walk:
                     yield result
 
     def _attempt(
-        self, capture: Callable[[Tensor], Forward], rows: NDArray[np.int64], work: Callable[[Batch], Result]
+        self, capture: Capture, rows: NDArray[np.int64], work: Callable[[Batch], Result]
     ) -> tuple[Result | None, dict[int, str]]:
         failures: dict[int, str] = {}
         while len(rows):
@@ -93,7 +113,10 @@ class Walk:
             try:
                 check_finite(forward.activation, "the classifier's activation")
                 check_finite(forward.logits, "the classifier's output")
-                result = work(Batch(rows, forward, self._known_head(forward, rows), _size(pixels)))
+                head = self._known_head(forward, rows)
+                names = [self._names[row] for row in rows]
+                probes = Probes(capture, pixels, forward, names, step=self._batches.batch)
+                result = work(Batch(rows, forward, head, probes, _size(pixels)))
             except NotFinite as found:
                 good = found.good.cpu().numpy()
                 failures |= {int(row): f"{found.what} is not finite for this image" for row in rows[~good]}

@@ -135,6 +135,16 @@ class Features(_Section):
     importance: Literal["all", "true", "correct"] = "all"
 
 
+class Perturbation(_Section):
+    """How often, and how far, the methods that perturb do so. More draws cost more forwards and give steadier maps."""
+
+    smooth_draws: _Positive = Field(4, description="n of Smooth Grad-CAM++: noisy inputs an image")
+    smooth_std: float = Field(0.3, gt=0, description="sigma of that noise, in units of the normalised input")
+    ss_draws: _Positive = Field(35, description="N of SS-CAM: noisy masks a feature")
+    ss_std: float = Field(2.0, gt=0, description="sigma of that noise; a mask lies in 0 to 1")
+    is_steps: _Positive = Field(10, description="N of IS-CAM: masks a feature, in equal parts from nothing to whole")
+
+
 def _check_methods(names: Any) -> Any:
     for name in names if isinstance(names, list) else []:
         MethodName.parse(name)
@@ -155,6 +165,7 @@ class Explain(_Section):
     )
     limits: Limits = Limits()
     features: Features = Features()
+    perturbation: Perturbation = Perturbation()
     map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
     border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")

@@ -113,7 +113,7 @@ def _explain(
         raise LucencyError(f"image {case.id} was explained and cannot be read any more: did the archive change?")
     settings = ExplainSettings(methods=(method,), targets=(case.category,), batch=1)
     done = explain_shard(
-        model.classifier, images.pixels, images.truth, settings, limits={method.base: limits}, masks={}
+        model.classifier, images.pixels, images.ids, images.truth, settings, limits={method.base: limits}, masks={}
     )
     picture = model.classifier.preprocess.picture(images.pixels, torch.device("cpu"))[0]
     rgb = (picture.expand(3, -1, -1) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()

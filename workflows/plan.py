@@ -107,7 +107,10 @@ def freeze(
 ) -> Plan:
     """Put numbers to each stage."""
     seconds, measured_on = _seconds_a_forward(model.classifier, placement)
-    hours = archive.images * seconds / 3600
+    description = model.description
+    rules = settings.profile.rules.values()
+    forwards = archive.images * (1 + sum(rule.forwards(description.features, description.head) for rule in rules))
+    hours = forwards * seconds / 3600
     features, classes = model.description.features, len(model.description.classes)
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
@@ -117,11 +120,11 @@ def freeze(
         Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
         Stage(
             "profile", placement.device, archive.shards, archive.images, archive.file_bytes,
-            profile_bytes, archive.images, hours,
+            profile_bytes, forwards, hours,
         ),
         Stage(
             "maps", placement.device, archive.shards, archive.images, archive.file_bytes,
-            settings.maps.bytes(), archive.images, hours,
+            settings.maps.bytes(), forwards, hours,
         ),
         Stage("report", "driver", 1, archive.images, 0, 0, 0, None),
     )  # fmt: skip

@@ -11,10 +11,11 @@ from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
 from tasks.cams.names import MethodName
+from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings
 from tasks.profile import ProfileSettings
-from workflows.configuration import Configuration
+from workflows.configuration import Configuration, Perturbation
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
 
 
@@ -104,13 +105,16 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
     bases = tuple(dict.fromkeys(method.base for method in methods))
     targets, columns = _targets(explain.targets, model.classes, archive)
     _check_labels(configuration, model.classes, archive, methods)
+    _check_methods(bases, model)
     batch = configuration.engine.batch
+    rules = _rules(explain.perturbation, bases)
     profile = ProfileSettings(
         bases=bases,
         bits=explain.limits.bits,
         extrema=explain.limits.source == "extrema",
         batch=batch,
         precision=explain.precision,
+        rules=rules,
     )
     settings = ExplainSettings(
         methods=methods,
@@ -120,10 +124,29 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
         scale=explain.limits.scale,
         batch=batch,
         precision=explain.precision,
+        rules=rules,
     )
     size = {"native": model.native, "input": model.input}.get(str(explain.map), explain.map)
     maps = MapsPlan(archive.images, archive.shard_images, columns, size, tuple(explain.methods))  # type: ignore[arg-type]
     return Settings(profile, settings, maps)
+
+
+def _rules(asked: Perturbation, bases: Sequence[str]) -> dict[str, Rule]:
+    configured = dict(RULES) | {
+        "smooth-grad-cam++": SmoothGradCamPlusPlus(asked.smooth_draws, asked.smooth_std),
+        "ss-cam": SsCam(asked.ss_draws, asked.ss_std),
+        "is-cam": IsCam(asked.is_steps),
+    }
+    return {base: configured[base] for base in bases}
+
+
+def _check_methods(bases: Sequence[str], model: ModelDescription) -> None:
+    if "cam" in bases and model.head == "autograd":
+        raise ConfigurationError(
+            "explain.methods: cam needs a model whose target layer is followed by global average pooling and one "
+            f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "
+            "factor only, works here."
+        )
 
 
 def _targets(

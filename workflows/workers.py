@@ -54,7 +54,7 @@ class ProfileWorker(_ModelWorker):
 
     def _profile(self, block: pa.Table) -> pa.Table:
         images = Images.of(block, self.classifier.classes)
-        done = profile_shard(self.classifier, images.pixels, images.truth, self.settings)
+        done = profile_shard(self.classifier, images.pixels, images.ids, images.truth, self.settings)
         return shard_result(
             images.shard,
             len(images.ids) - len(done.failures),
@@ -95,6 +95,7 @@ class ExplainWorker(_ModelWorker):
         done = explain_shard(
             self.classifier,
             images.pixels,
+            images.ids,
             images.truth,
             self.settings,
             limits=self.scales.limits,

@@ -93,6 +93,11 @@ class Head:
             return "autograd"
         return "relu-gap-linear" if self.closed.rectified else "gap-linear"
 
+    @property
+    def constant(self) -> bool:
+        """Whether the gradient is the same for every input."""
+        return self.closed is not None and not self.closed.rectified
+
     def gradients(self, forward: Forward, targets: Tensor, size: int) -> Iterator[tuple[slice, Weights]]:
         """Gradients of classes targets, [T] for every image or [B,T], in chunks of columns, with their columns.
 
@@ -105,7 +110,7 @@ class Head:
                 yield columns, Dense(forward.gradient(by_image[:, columns]))
             return
         gradient = self.closed.gradient(forward.activation)
-        features = forward.activation.shape[1] * (gradient.by_cell[0, 0].numel() if targets.ndim == 2 else 1)
+        features = forward.activation.shape[1]
         for columns in _chunks(targets.expand(len(forward.logits), -1), max(size, features)):
             yield columns, gradient.of(targets[..., columns])
 

@@ -3,7 +3,21 @@
 from dataclasses import dataclass
 from typing import Self
 
-BASE_METHODS = ("grad-cam", "pixel-grad-cam", "xgrad-cam", "grad-cam++")
+BASE_METHODS = (
+    "cam",
+    "grad-cam",
+    "pixel-grad-cam",
+    "xgrad-cam",
+    "grad-cam++",
+    "smooth-grad-cam++",
+    "layer-cam",
+    "eigen-cam",
+    "eigen-grad-cam",
+    "ablation-cam",
+    "score-cam",
+    "ss-cam",
+    "is-cam",
+)
 
 
 @dataclass(frozen=True, slots=True)

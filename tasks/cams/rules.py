@@ -1,64 +1,216 @@
-"""From gradient to CAM weights: one short class a method. CAM = sum over features of weight times activation."""
+"""CAM weights, one short class a method. CAM = sum over features of weight times activation.
 
+A rule sees the evidence of one batch and some class columns. What the gradient methods use is the same for all of
+them; what the perturbing methods ask of the classifier is asked once for all classes.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from tasks.cams.weights import Dense, Weights
+from tasks.cams.eigen import leading_direction
+from tasks.cams.evidence import Evidence
+from tasks.cams.weights import Dense, Weights, powers
+from tasks.probes import Masking
+
+_COLUMNS = 64  # class columns at a time that are multiplied out, image by image
 
 
 class Rule(Protocol):
     """A CAM method."""
 
-    def weights(self, gradient: Weights, activation: Tensor) -> Weights:
-        """Weights of the activation A [B,F,h,w], from g = dz_c/dA of one or more classes."""
+    def weights(self, evidence: Evidence) -> Weights:
+        """Weights of the activation A [B,F,h,w] for each class column."""
+        ...
+
+    def forwards(self, features: int, head: str) -> int:
+        """Forwards an image beyond the one that all methods share; head as in Head.name."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class GradCam:
+class SharedForward:
+    """A rule that needs nothing but A and g."""
+
+    def forwards(self, features: int, head: str) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cam(SharedForward):
+    """w = h w g: the linear layer's own weights W[c,f] (Zhou et al. 2016); behind a ReLU, as in DenseNet, where it
+    lets the cell through. Only for a head of global average pooling and one linear layer."""
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return evidence.gradient.scaled(evidence.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class GradCam(SharedForward):
     """w = mean over cells of g (Selvaraju et al. 2017)."""
 
-    def weights(self, gradient: Weights, activation: Tensor) -> Weights:
-        return gradient.averaged()
+    def weights(self, evidence: Evidence) -> Weights:
+        return evidence.gradient.averaged()
 
 
 @dataclass(frozen=True, slots=True)
-class PixelGradCam:
+class PixelGradCam(SharedForward):
     """w = g, a weight for each cell: g and A are multiplied element by element."""
 
-    def weights(self, gradient: Weights, activation: Tensor) -> Weights:
-        return gradient
+    def weights(self, evidence: Evidence) -> Weights:
+        return evidence.gradient
 
 
 @dataclass(frozen=True, slots=True)
-class XGradCam:
+class XGradCam(SharedForward):
     """w = sum(g A) / (sum(A) + eps), sums over cells (Fu et al. 2020)."""
 
     eps: float = 1e-7
 
-    def weights(self, gradient: Weights, activation: Tensor) -> Weights:
-        return gradient.averaged_by(activation, self.eps)
+    def weights(self, evidence: Evidence) -> Weights:
+        return evidence.gradient.averaged_by(evidence.activation, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
-class GradCamPlusPlus:
+class LayerCam(SharedForward):
+    """w = relu(g), a weight for each cell (Jiang et al. 2021)."""
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return evidence.gradient.rectified()
+
+
+@dataclass(frozen=True, slots=True)
+class GradCamPlusPlus(SharedForward):
     """w = sum(relu(g) a), a = g^2 / (2 g^2 + sum(A) g^3 + eps), sums over cells (Chattopadhay et al. 2018)."""
 
     eps: float = 1e-6
 
-    def weights(self, gradient: Weights, activation: Tensor) -> Weights:
-        slope, standing = gradient.slopes(activation.shape[-2] * activation.shape[-1])
-        total = activation.sum((-2, -1), keepdim=True)[:, None]
-        square = slope * slope
-        share = square / (2 * square + total * square * slope + self.eps)
-        return Dense((slope.relu() * share * standing).sum((-2, -1), keepdim=True))
+    def weights(self, evidence: Evidence) -> Weights:
+        return _plus_plus([evidence.gradient], evidence, self.eps)
 
 
-RULES: dict[str, Rule] = {
+@dataclass(frozen=True, slots=True)
+class SmoothGradCamPlusPlus:
+    """Grad-CAM++ with g, g^2 and g^3 each averaged over `draws` inputs with Gaussian noise (Omeiza et al. 2019).
+
+    std: of the noise, in units of the normalised input. Where g does not depend on the input no draw is made.
+    """
+
+    draws: int = 4
+    std: float = 0.3
+    eps: float = 1e-6
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return _plus_plus(evidence.noisy_gradients(self.draws, self.std), evidence, self.eps)
+
+    def forwards(self, features: int, head: str) -> int:
+        return 0 if head == "gap-linear" else self.draws
+
+
+def _plus_plus(gradients: list[Weights], evidence: Evidence, eps: float) -> Weights:
+    total = evidence.activation.sum((-2, -1), keepdim=True)[:, None]
+    weight: Tensor | float = 0.0
+    for mean in powers(gradients, evidence.cells):
+        share = mean.square / (2 * mean.square + total * mean.cube + eps)
+        weight = weight + (mean.first.relu() * share * mean.cells).sum((-2, -1), keepdim=True)
+    return Dense(torch.as_tensor(weight))
+
+
+@dataclass(frozen=True, slots=True)
+class EigenCam(SharedForward):
+    """w = the leading direction of A over its cells, the same for every class (Muhammad and Yeasin 2020)."""
+
+    def weights(self, evidence: Evidence) -> Weights:
+        direction = leading_direction(evidence.activation.flatten(2))
+        return evidence.for_every_class(direction)
+
+
+@dataclass(frozen=True, slots=True)
+class EigenGradCam(SharedForward):
+    """w = v g: v is the leading direction of g A over cells."""
+
+    def weights(self, evidence: Evidence) -> Weights:
+        activation = evidence.activation
+        directions = [
+            torch.cat([leading_direction((part * image).flatten(2)) for part in gradient.split(_COLUMNS)])
+            for gradient, image in zip(map(evidence.gradient.of_image, range(len(activation))), activation, strict=True)
+        ]
+        return evidence.gradient.times(torch.stack(directions))
+
+
+@dataclass(frozen=True, slots=True)
+class AblationCam(SharedForward):
+    """w = (z_c - z_c without the feature) / z_c (Desai and Ramaswamy 2020).
+
+    Without a closed form the head alone runs once a feature, which `forwards` leaves out.
+    """
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return Dense((evidence.drops_without_feature() / evidence.logits[..., None])[..., None, None])
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCam:
+    """w = softmax over features of z_c for the input masked by that feature (Wang et al. 2020).
+
+    A mask is the feature at input size, scaled to [0, 1]. The paper's baseline is the same for all features, so the
+    softmax does not see it.
+    """
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return _softmaxed(evidence.masked_logits(Masking()))
+
+    def forwards(self, features: int, head: str) -> int:
+        return features
+
+
+@dataclass(frozen=True, slots=True)
+class SsCam:
+    """Score-CAM, z_c averaged over `draws` masks with Gaussian noise of `std` (Wang et al. 2020, SS-CAM)."""
+
+    draws: int = 35
+    std: float = 2.0
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return _softmaxed(evidence.masked_logits(Masking(draws=self.draws, std=self.std)))
+
+    def forwards(self, features: int, head: str) -> int:
+        return features * self.draws
+
+
+@dataclass(frozen=True, slots=True)
+class IsCam:
+    """Score-CAM, z_c averaged over `steps` masks that grow in equal parts from 0 (Naidu et al. 2020)."""
+
+    steps: int = 10
+
+    def weights(self, evidence: Evidence) -> Weights:
+        return _softmaxed(evidence.masked_logits(Masking(steps=self.steps)))
+
+    def forwards(self, features: int, head: str) -> int:
+        return features * self.steps
+
+
+def _softmaxed(logits: Tensor) -> Dense:
+    """[B,T,F] scores as weights that add up to 1 over features."""
+    return Dense(logits.softmax(-1)[..., None, None])
+
+
+RULES: Mapping[str, Rule] = {
+    "cam": Cam(),
     "grad-cam": GradCam(),
     "pixel-grad-cam": PixelGradCam(),
     "xgrad-cam": XGradCam(),
     "grad-cam++": GradCamPlusPlus(),
+    "smooth-grad-cam++": SmoothGradCamPlusPlus(),
+    "layer-cam": LayerCam(),
+    "eigen-cam": EigenCam(),
+    "eigen-grad-cam": EigenGradCam(),
+    "ablation-cam": AblationCam(),
+    "score-cam": ScoreCam(),
+    "ss-cam": SsCam(),
+    "is-cam": IsCam(),
 }

@@ -1,5 +1,8 @@
 """Classifiers with random weights from a fixed seed, and images to go with them."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,12 +11,23 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tasks.cams.evidence import Evidence
+from tasks.cams.heads import Head
+from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
+from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.layers import resolve_layer
 from tasks.preprocess import Preprocess
+from tasks.probes import Probes
 from tasks.profile import Truth
 
 CPU = torch.device("cpu")
+# Every method, with few draws.
+QUICK: dict[str, Rule] = dict(RULES) | {
+    "smooth-grad-cam++": SmoothGradCamPlusPlus(2),
+    "ss-cam": SsCam(2),
+    "is-cam": IsCam(2),
+}
 
 
 class TwoLayers(nn.Module):
@@ -95,6 +109,24 @@ def some_truth(count: int, classes: int = 5, *, seed: int = 0) -> Truth:
     """Several labels an image, every fourth image unlabelled."""
     random = np.random.default_rng(seed)
     return Truth(np.arange(count) % 4 != 3, random.random((count, classes)) < 0.4)
+
+
+def names(images: list[NDArray[Any]]) -> list[str]:
+    """A name for each image that goes with it into any shard, as an id does."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+
+
+@contextmanager
+def evidence_of(
+    model: Classifier, images: list[NDArray[np.uint8]], targets: Tensor, head: Head | None = None, step: int = 4
+) -> Iterator[Evidence]:
+    """What rules see of the images, for classes targets [T] or [B,T]."""
+    with capturing(model) as capture:
+        batch = pixels(model, images)
+        forward = capture(batch)
+        head = head or Head.recognise(model.module, forward, "float32")
+        ((_, gradient),) = head.gradients(forward, targets, 1)
+        yield Evidence(forward, head, gradient, targets, Probes(capture, batch, forward, names(images), step=step))
 
 
 def pixels(model: Classifier, images: list[NDArray[np.uint8]]) -> Tensor:

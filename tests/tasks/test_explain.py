@@ -11,8 +11,10 @@ from tasks.consistency import consistency
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.profile import ProfileSettings, Truth, profile_shard
 from tests.tasks.small_classifiers import (
+    QUICK,
     deep_head,
     in_place_relu_head,
+    names,
     pictures,
     pixels,
     pooled_head,
@@ -37,11 +39,16 @@ def methods(*names):
 
 def explain(model, images, truth, settings, **profiled):
     """Explain with the limits and masks of the images' own profile."""
-    profile = profile_shard(model, images, truth, ProfileSettings(BASE_METHODS)).profile
+    profile = profile_shard(model, images, names(images), truth, ProfileSettings(BASE_METHODS, rules=QUICK)).profile
     limits = {base: profile.limits(base) for base in BASE_METHODS}
     masks = {base: profile.mask(base, share=0.3) for base in BASE_METHODS}
     profiled = {"limits": limits, "masks": masks} | profiled
-    return explain_shard(model, images, truth, settings, **profiled), profiled["limits"], profiled["masks"]
+    settings = replace(settings, rules=QUICK)
+    return (
+        explain_shard(model, images, names(images), truth, settings, **profiled),
+        profiled["limits"],
+        profiled["masks"],
+    )
 
 
 def grad_cam(model, image, target, mask=None):
@@ -220,7 +227,7 @@ def test_images_without_finite_numbers_have_a_reason_and_no_maps():
     expected, limits, masks = explain(model, images, truth, settings)
     images[4] = np.zeros_like(images[4])
     fragile = replace(model, module=Fragile(model.module))
-    explained = explain_shard(fragile, images, truth, settings, limits=limits, masks=masks)
+    explained = explain_shard(fragile, images, names(images), truth, settings, limits=limits, masks=masks)
     assert explained.failures == {4: "the classifier's activation is not finite for this image"}
     assert explained.classes[4].tolist() == [-1]
     assert np.isnan(explained.maps["s-grad-cam"][4]).all()
@@ -233,7 +240,7 @@ def test_a_shard_without_images_has_arrays_without_rows():
     model = small()
     _, limits, masks = explain(model, pictures(3), some_truth(3), ExplainSettings(methods("grad-cam")))
     explained = explain_shard(
-        model, [], some_truth(0), ExplainSettings(methods("grad-cam")), limits=limits, masks=masks
+        model, [], [], some_truth(0), ExplainSettings(methods("grad-cam")), limits=limits, masks=masks
     )
     assert explained.maps["grad-cam"].shape[:2] == (0, 1)
     assert explained.sums["grad-cam.raw"].shape == (0, 1)
@@ -244,7 +251,7 @@ def test_too_little_memory_halves_the_batch_and_says_so():
     settings = ExplainSettings(methods("grad-cam"), batch=5)
     expected, limits, masks = explain(model, images, truth, settings)
     cramped = replace(model, module=SmallMemory(model.module))
-    explained = explain_shard(cramped, images, truth, settings, limits=limits, masks=masks)
+    explained = explain_shard(cramped, images, names(images), truth, settings, limits=limits, masks=masks)
     assert len(explained.notes) == 2
     np.testing.assert_allclose(explained.maps["grad-cam"], expected.maps["grad-cam"], rtol=2e-3, atol=1e-5)
 

@@ -4,11 +4,12 @@ from torch import nn
 
 from tasks.cams import heads
 from tasks.cams.heads import Head
-from tasks.cams.rules import RULES
 from tasks.cams.weights import Dense, Separable
 from tasks.capture import capturing
 from tests.tasks.small_classifiers import (
+    QUICK,
     deep_head,
+    evidence_of,
     from_torchvision,
     in_place_relu_head,
     pictures,
@@ -108,21 +109,18 @@ def test_a_batch_that_the_closed_form_does_not_explain_is_differentiated():
 
 
 @pytest.mark.parametrize("head", [pooled_head, in_place_relu_head])
-@pytest.mark.parametrize("base", RULES)
+@pytest.mark.parametrize("base", QUICK)
 @pytest.mark.parametrize("targets", [ALL, torch.tensor([[0, 3], [4, 4], [2, 1]])], ids=["all", "own"])
 def test_the_closed_form_gives_what_autograd_gives(head, base, targets, device):
     model = small(head(), device=device)
-    forward = forward_of(model)
     targets = targets.to(device)
     counted = torch.rand(3, targets.shape[-1], generator=torch.Generator().manual_seed(0)).to(device) < 0.5
-    closed = recognised(model, forward)
     found = []
-    for known in (closed, Head(None, closed.tolerance)):
-        ((columns, gradient),) = known.gradients(forward, targets, 16)
-        assert (columns.start, columns.stop) == (0, targets.shape[-1])
-        weights = RULES[base].weights(gradient, forward.activation)
-        totals = weights.totals(forward.activation)
-        found.append((weights.saliency(forward.activation), totals.summed(None), totals.summed(counted)))
+    for known in (recognised(model, forward_of(model)), Head(None, 1e-5)):
+        with evidence_of(model, pictures(3), targets, known) as evidence:
+            weights = QUICK[base].weights(evidence)
+        totals = weights.totals(evidence.activation)
+        found.append((weights.saliency(evidence.activation), totals.summed(None), totals.summed(counted)))
     for ours, autograds in zip(*found, strict=True):
         assert ours.shape == autograds.shape
         torch.testing.assert_close(ours, autograds, rtol=1e-4, atol=1e-5)

@@ -10,8 +10,10 @@ from tasks.cams.names import BASE_METHODS
 from tasks.capture import capturing
 from tasks.profile import Profile, ProfileSettings, Truth, profile_shard
 from tests.tasks.small_classifiers import (
+    QUICK,
     deep_head,
     in_place_relu_head,
+    names,
     pictures,
     pixels,
     pooled_head,
@@ -20,12 +22,12 @@ from tests.tasks.small_classifiers import (
 )
 
 IMAGES = 13
-SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True)
+SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True, rules=QUICK)
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
 
 def profile(model, images, truth, settings=SETTINGS):
-    shard = profile_shard(model, images, truth, settings)
+    shard = profile_shard(model, images, names(images), truth, settings)
     assert shard.failures == {}
     return shard.profile
 
@@ -147,7 +149,7 @@ def test_an_empty_profile_changes_nothing():
     found = profile(small(), pictures(5), some_truth(5))
     for empty in (
         Profile.empty(bases=BASE_METHODS, classes=5, extrema=True),
-        profile_shard(small(), [], some_truth(0), SETTINGS).profile,
+        profile_shard(small(), [], [], some_truth(0), SETTINGS).profile,
     ):
         assert empty.images == 0
         assert empty.merge(found).to_bytes() == found.merge(empty).to_bytes() == found.to_bytes()
@@ -157,7 +159,7 @@ def test_a_profile_survives_its_bytes():
     for settings in (SETTINGS, replace(SETTINGS, extrema=False, bits=3)):
         found = profile(small(), pictures(5), some_truth(5), settings)
         assert_same(Profile.from_bytes(found.to_bytes()), found)
-        empty = profile_shard(small(), [], some_truth(0), settings).profile
+        empty = profile_shard(small(), [], [], some_truth(0), settings).profile
         assert Profile.from_bytes(empty.to_bytes()).to_bytes() == empty.to_bytes()
 
 
@@ -214,7 +216,7 @@ def test_images_without_finite_numbers_fail_with_a_reason_and_count_nowhere(devi
     images, truth = pictures(7), some_truth(7)
     images[2] = np.zeros_like(images[2])
     images[5] = np.full_like(images[5], 255)
-    shard = profile_shard(fragile, images, truth, SETTINGS)
+    shard = profile_shard(fragile, images, names(images), truth, SETTINGS)
     assert shard.failures == {
         2: "the classifier's activation is not finite for this image",
         5: "the classifier's output is not finite for this image",
@@ -227,7 +229,11 @@ def test_images_without_finite_numbers_fail_with_a_reason_and_count_nowhere(devi
 def test_a_shard_of_bad_images_alone_counts_nothing():
     model = small()
     shard = profile_shard(
-        replace(model, module=Fragile(model.module)), [np.zeros((16, 16), np.uint8)] * 3, some_truth(3), SETTINGS
+        replace(model, module=Fragile(model.module)),
+        [np.zeros((16, 16), np.uint8)] * 3,
+        ["", "", ""],
+        some_truth(3),
+        SETTINGS,
     )
     assert sorted(shard.failures) == [0, 1, 2]
     assert shard.profile.images == 0
@@ -249,7 +255,8 @@ class SmallMemory(nn.Module):
 def test_too_little_memory_halves_the_batch_says_so_and_counts_no_image_twice():
     model = small()
     images, truth = pictures(7), some_truth(7)
-    shard = profile_shard(replace(model, module=SmallMemory(model.module)), images, truth, replace(SETTINGS, batch=8))
+    cramped = replace(model, module=SmallMemory(model.module))
+    shard = profile_shard(cramped, images, names(images), truth, replace(SETTINGS, batch=8))
     assert tuple(map(str, shard.notes)) == (
         "out of device memory with 7 images a batch: went on with 4",
         "out of device memory with 4 images a batch: went on with 2",
@@ -259,7 +266,7 @@ def test_too_little_memory_halves_the_batch_says_so_and_counts_no_image_twice():
 
 def test_bf16_says_how_far_it_is_from_float32():
     model = small()
-    shard = profile_shard(model, pictures(6), some_truth(6), replace(SETTINGS, precision="bf16"))
+    shard = profile_shard(model, pictures(6), names(pictures(6)), some_truth(6), replace(SETTINGS, precision="bf16"))
     (note,) = shard.notes
     assert str(note).startswith("bf16: logits differ from float32 by up to ")
     assert 0 < note.number < 0.1

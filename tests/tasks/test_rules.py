@@ -6,10 +6,17 @@ from torch import nn
 from torch.nn.functional import relu
 from torchcam import methods as torchcam_methods
 
-from tasks.cams.heads import Head
-from tasks.cams.rules import RULES
-from tasks.capture import capturing
-from tests.tasks.small_classifiers import deep_head, from_torchvision, pictures, pixels, pooled_head, small
+from tests.tasks.small_classifiers import (
+    QUICK,
+    deep_head,
+    evidence_of,
+    from_torchvision,
+    in_place_relu_head,
+    pictures,
+    pixels,
+    pooled_head,
+    small,
+)
 
 ARCHITECTURES = ["resnet18", "densenet121"]
 TARGETS = torch.tensor([[0], [3], [1]])
@@ -20,12 +27,10 @@ def model(request):
     return from_torchvision(request.param)
 
 
-def saliency_of(model, base, targets, head=None):
-    with capturing(model) as capture:
-        forward = capture(pixels(model, pictures(3, size=model.preprocess.size[0])))
-        head = head or Head.recognise(model.module, forward, "float32")
-        ((_, gradient),) = head.gradients(forward, targets, 1)
-        return RULES[base].weights(gradient, forward.activation).saliency(forward.activation), forward
+def saliency_of(model, base, targets):
+    """Maps [B,T,h,w] of three pictures, and their forward."""
+    with evidence_of(model, pictures(3, size=model.preprocess.size[0]), targets, step=32) as evidence:
+        return QUICK[base].weights(evidence).saliency(evidence.activation), evidence.forward
 
 
 class WithoutInPlaceRelu(nn.Module):
@@ -103,23 +108,20 @@ def test_pixel_wise_and_xgrad_maps_have_the_same_sum_under_any_head():
         torch.testing.assert_close(pixel.sum((2, 3)), xgrad.sum((2, 3)), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("base", RULES)
-@pytest.mark.parametrize("head", [pooled_head, deep_head])
+@pytest.mark.parametrize("base", QUICK)
+@pytest.mark.parametrize("head", [pooled_head, in_place_relu_head, deep_head])
 def test_a_mask_and_its_complement_make_the_whole_map(base, head):
     model = small(head())
     mask = torch.rand(5, 12, generator=torch.Generator().manual_seed(1)) < 0.3
-    with capturing(model) as capture:
-        forward = capture(pixels(model, pictures(3)))
-        known = Head.recognise(model.module, forward, "float32")
-        for targets in (torch.arange(5), TARGETS):
-            ((_, gradient),) = known.gradients(forward, targets, 16)
-            weights = RULES[base].weights(gradient, forward.activation)
-            whole, chosen, others = (
-                part.saliency(forward.activation)
-                for part in (weights, weights.masked(mask[targets]), weights.masked(~mask[targets]))
-            )
-            assert not torch.allclose(chosen, whole)
-            torch.testing.assert_close(chosen + others, whole, rtol=1e-5, atol=1e-6)
+    for targets in (torch.arange(5), TARGETS):
+        with evidence_of(model, pictures(3), targets) as evidence:
+            weights = QUICK[base].weights(evidence)
+        whole, chosen, others = (
+            part.saliency(evidence.activation)
+            for part in (weights, weights.masked(mask[targets]), weights.masked(~mask[targets]))
+        )
+        assert not torch.allclose(chosen, whole)
+        torch.testing.assert_close(chosen + others, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_silent_feature_gets_no_weight_from_its_activation():
@@ -127,6 +129,6 @@ def test_a_silent_feature_gets_no_weight_from_its_activation():
     with torch.no_grad():
         model.module.trunk[2].weight[4] = 0
         model.module.trunk[2].bias[4] = 0
-    for base in RULES:
+    for base in QUICK:
         found, _ = saliency_of(model, base, torch.arange(5))
         assert torch.isfinite(found).all()

@@ -1,0 +1,120 @@
+"""Further forwards of a batch's images, perturbed: each is done once, for all classes and all methods that ask.
+
+Noise is drawn on the CPU from a seed of image, purpose, draw and feature, so it depends on nothing else: not on the
+device, the batch, or what was drawn before.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tasks.capture import Capture, Forward
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """How a feature's mask varies. steps: in equal parts from 0 to the whole mask; draws: with noise of std."""
+
+    steps: int = 1
+    draws: int = 0
+    std: float = 0.0
+
+    @property
+    def forwards(self) -> int:
+        """For each feature of an image."""
+        return self.draws or self.steps
+
+
+class Probes:
+    """What can be asked about the images of one batch [B,channels,H,W] after their forward.
+
+    names: one for each image, from which its noise follows; step: images a forward at most.
+    """
+
+    def __init__(self, capture: Capture, pixels: Tensor, forward: Forward, names: Sequence[str], *, step: int) -> None:
+        self._capture = capture
+        self._pixels = pixels
+        self._forward = forward
+        self._names = names
+        self._step = step
+        self._known: dict[object, object] = {}
+
+    def ablated(self) -> Tensor:
+        """z [B,F,C], each feature set to 0 by itself."""
+        return self._once("ablated", self._ablate)
+
+    def masked(self, masking: Masking) -> Tensor:
+        """z [B,F,C] of the input times each feature's mask, the mean over the masking's variations.
+
+        A mask is the feature at input size (bilinear), its minimum to 0 and its maximum to 1; a flat one is 0.
+        """
+        return self._once(masking, lambda: self._mask(masking))
+
+    def noisy(self, draws: int, std: float) -> tuple[Forward, ...]:
+        """Forwards of the batch with Gaussian noise of std on the normalised input."""
+        return self._once((draws, std), lambda: tuple(self._with_noise(draw, std) for draw in range(draws)))
+
+    def _once(self, key: object, compute: Callable[[], Result]) -> Result:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]  # type: ignore[return-value]  # the key says which
+
+    def _ablate(self) -> Tensor:
+        parts = self._features().split(self._step)
+        return torch.stack(
+            [
+                torch.cat([self._capture.logits_without(image[None], self._forward, index, part) for part in parts])
+                for index, image in enumerate(self._pixels)
+            ]
+        )
+
+    def _mask(self, masking: Masking) -> Tensor:
+        parts = self._features().split(self._step)
+        return torch.stack(
+            [
+                torch.cat([self._mean_logits(masking, index, part) for part in parts])
+                for index in range(len(self._pixels))
+            ]
+        )
+
+    def _mean_logits(self, masking: Masking, index: int, features: Tensor) -> Tensor:
+        image, masks = self._pixels[index], self._masks(index, features)
+        total = torch.zeros(())
+        for varied in self._variations(masking, masks, index, features):
+            total = total.to(image) + self._capture.logits(image * varied)
+        return total / masking.forwards
+
+    def _masks(self, index: int, features: Tensor) -> Tensor:
+        """[n,1,H,W] in [0, 1]."""
+        size = (self._pixels.shape[-2], self._pixels.shape[-1])
+        masks = interpolate(self._forward.activation[index, features][:, None], size, mode="bilinear")
+        low = masks.amin((-2, -1), keepdim=True)
+        span = masks.amax((-2, -1), keepdim=True) - low
+        return (masks - low) / torch.where(span > 0, span, torch.ones_like(span))
+
+    def _variations(self, masking: Masking, masks: Tensor, index: int, features: Tensor) -> Iterator[Tensor]:
+        for draw in range(masking.draws):
+            noise = [self._noise(f"mask|{draw}|{feature}", index, masks.shape[1:]) for feature in features.tolist()]
+            yield masks + masking.std * torch.stack(noise).to(masks)
+        if not masking.draws:
+            for step in range(1, masking.steps + 1):
+                yield masks * (step / masking.steps)
+
+    def _with_noise(self, draw: int, std: float) -> Forward:
+        noise = [self._noise(f"input|{draw}", index, self._pixels.shape[1:]) for index in range(len(self._pixels))]
+        return self._capture(self._pixels + std * torch.stack(noise).to(self._pixels))
+
+    def _noise(self, purpose: str, index: int, shape: Sequence[int]) -> Tensor:
+        digest = hashlib.sha256(f"{self._names[index]}|{purpose}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        return torch.randn(tuple(shape), generator=generator)
+
+    def _features(self) -> Tensor:
+        return torch.arange(self._forward.activation.shape[1], device=self._forward.activation.device)
