@@ -24,3 +24,7 @@ class Classifier:
     preprocess: Preprocess
     device: torch.device
     reshape: Callable[[Tensor], Tensor] | None = None  # the layer's output -> [B,F,h,w]; None: it is that already
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """p [B,C] of logits [B,C]."""
+        return logits.sigmoid() if self.task == "multi-label" else logits.softmax(1)

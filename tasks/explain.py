@@ -1,6 +1,6 @@
 """Pass 2: the maps of a shard, on the archive's common scale, and their sums for the consistency figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.records import Note
+from tasks.cams.evidence import Evidence
 from tasks.cams.names import MethodName
-from tasks.cams.rules import RULES, Rule
 from tasks.cams.scaling import resized
-from tasks.cams.variants import SUMS, Drawn, Variant, variants_of
+from tasks.cams.variants import Drawn, Variant, variants_of
 from tasks.classifier import Classifier
+from tasks.methods import METHODS, Method, Painter
 from tasks.profile import Truth
 from tasks.walk import Batch, Walk, check_finite
 
@@ -33,7 +34,7 @@ class ExplainSettings:
     scale: str = "tanh"
     batch: int = 32
     precision: str = "float32"
-    rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
+    rules: Mapping[str, Method] = field(default_factory=lambda: METHODS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Explained:
     """A shard's explanations. N images, T columns, C classes.
 
     classes int32 [N,T], -1 none; logits and probabilities float32 [N,C]; maps: method -> float16 [N,T,H,W];
-    sums: `<base>.raw|individual|linear|tanh`, with `fs-` in front where features are selected -> float64 [N,T],
+    sums: `<base>.raw|individual`, and `.linear|tanh` where the profile has limits of the base, with `fs-` in front
+    where features are selected -> float64 [N,T],
     a map's sum over its cells on that scale. NaN: no class, no features known for it, or the image failed.
     failures: position in the shard -> reason. A shard without a good image has maps of 0 x 0 cells.
     """
@@ -75,7 +77,7 @@ def explain_shard(
     shard = _Shard(len(images), len(classifier.classes), settings.columns)
 
     def explain(batch: Batch) -> _Part:
-        return _part(batch, _targets(batch, truth, settings), classifier.task, variants, settings)
+        return _part(batch, _targets(batch, truth, settings), classifier, variants, settings)
 
     for part in walk.run(explain):
         shard.add(part)
@@ -94,28 +96,41 @@ class _Part:
     sums: dict[str, NDArray[np.float64]]
 
 
-def _part(batch: Batch, targets: Tensor, task: str, variants: Sequence[Variant], settings: ExplainSettings) -> _Part:
-    activation, logits = batch.forward.activation, batch.forward.logits
+def _part(
+    batch: Batch, targets: Tensor, classifier: Classifier, variants: Sequence[Variant], settings: ExplainSettings
+) -> _Part:
+    logits = batch.forward.logits
     height, width = _map_size(batch, settings.map)
-    bases = dict.fromkeys(variant.base for variant in variants)
+    by_base: dict[str, list[Variant]] = {}
+    for variant in variants:
+        by_base.setdefault(variant.base, []).append(variant)
     drawn: list[Drawn] = []
     for columns, evidence in batch.evidence(targets.clamp(min=0), height * width):
         classes = targets[..., columns]
-        found = {base: settings.rules[base].weights(evidence) for base in bases}
-        for variant in variants:
-            weights = variant.select(found[variant.base], classes)
-            saliency = resized(weights.saliency(activation), (height, width))
-            check_finite(saliency, f"the map of {variant.name}")
-            drawn.append(variant.draw(saliency, classes))
-    probabilities = logits.sigmoid() if task == "multi-label" else logits.softmax(1)
+        for base, kinds in by_base.items():
+            for variant, saliency in _painted(settings.rules[base], kinds, evidence, classes, (height, width)):
+                check_finite(saliency, f"the map of {variant.name}")
+                drawn.append(variant.draw(saliency, classes))
     return _Part(
         rows=batch.rows,
         classes=targets.expand(len(logits), -1).cpu().numpy().astype(np.int32),
         logits=logits.cpu().numpy(),
-        probabilities=probabilities.cpu().numpy(),
+        probabilities=classifier.probabilities(logits).cpu().numpy(),
         maps=_side_by_side([item.maps for item in drawn]),
         sums=_side_by_side([item.sums for item in drawn]),
     )
+
+
+def _painted(
+    method: Method, variants: Sequence[Variant], evidence: Evidence, classes: Tensor, size: tuple[int, int]
+) -> Iterator[tuple[Variant, Tensor]]:
+    """The signed maps [B,T,H,W] of a base method's variants; weights are found once for all of them."""
+    if isinstance(method, Painter):
+        yield from ((variant, method.saliency(evidence, size)) for variant in variants)
+        return
+    weights = method.weights(evidence)
+    for variant in variants:
+        yield variant, resized(variant.select(weights, classes).saliency(evidence.activation), size)
 
 
 def _targets(batch: Batch, truth: Truth, settings: ExplainSettings) -> Tensor:
@@ -165,7 +180,7 @@ class _Shard:
         for variant in variants:
             for method in variant.stored:
                 self._maps.setdefault(method, np.full((images, columns, 0, 0), np.nan, np.float16))
-            for scale in SUMS:
+            for scale in variant.scales:
                 self._sums.setdefault(f"{variant.name}.{scale}", np.full((images, columns), np.nan))
         return Explained(
             self._classes, self._logits, self._probabilities, self._maps, self._sums, walk.failures, walk.notes

@@ -59,6 +59,11 @@ class Preprocess:
             return self.resize
         raise ValueError("the input size is open: give `crop`, or `resize` as height and width")
 
+    @property
+    def dark(self) -> Tensor:
+        """[channels] float32: what an input without light is after normalisation."""
+        return -torch.tensor(self.mean) / torch.tensor(self.std)
+
     def __call__(self, images: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
         """Decoded images -> normalised [B,channels,H,W] float32 on `device`, in their order."""
         batch = self.picture(images, device)

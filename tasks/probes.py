@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tasks.capture import Capture, Forward
+from tasks.classifier import Classifier
+from tasks.glas import Glas, Looks, look
 
 Result = TypeVar("Result")
 
@@ -38,13 +40,39 @@ class Probes:
     names: one for each image, from which its noise follows; step: images a forward at most.
     """
 
-    def __init__(self, capture: Capture, pixels: Tensor, forward: Forward, names: Sequence[str], *, step: int) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        capture: Capture,
+        pixels: Tensor,
+        forward: Forward,
+        names: Sequence[str],
+        *,
+        step: int,
+    ) -> None:
+        self._classifier = classifier
         self._capture = capture
-        self._pixels = pixels
+        self.pixels = pixels
         self._forward = forward
         self._names = names
-        self._step = step
+        self.step = step
         self._known: dict[object, object] = {}
+
+    @property
+    def dark(self) -> Tensor:
+        """[channels]: the dark level, 0 before normalisation, as normalised inputs have it."""
+        return self._classifier.preprocess.dark.to(self.pixels)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Normalised inputs [n,channels,H,W] to probabilities [n,C]."""
+        return self._classifier.probabilities(self._capture.logits(inputs))
+
+    def looks(self, settings: Glas) -> tuple[Looks, ...]:
+        """What light and shadow tell of each image."""
+        return self._once(
+            settings,
+            lambda: tuple(look(self.predict, image, self.dark, settings, step=self.step) for image in self.pixels),
+        )
 
     def ablated(self) -> Tensor:
         """z [B,F,C], each feature set to 0 by itself."""
@@ -67,25 +95,25 @@ class Probes:
         return self._known[key]  # type: ignore[return-value]  # the key says which
 
     def _ablate(self) -> Tensor:
-        parts = self._features().split(self._step)
+        parts = self._features().split(self.step)
         return torch.stack(
             [
                 torch.cat([self._capture.logits_without(image[None], self._forward, index, part) for part in parts])
-                for index, image in enumerate(self._pixels)
+                for index, image in enumerate(self.pixels)
             ]
         )
 
     def _mask(self, masking: Masking) -> Tensor:
-        parts = self._features().split(self._step)
+        parts = self._features().split(self.step)
         return torch.stack(
             [
                 torch.cat([self._mean_logits(masking, index, part) for part in parts])
-                for index in range(len(self._pixels))
+                for index in range(len(self.pixels))
             ]
         )
 
     def _mean_logits(self, masking: Masking, index: int, features: Tensor) -> Tensor:
-        image, masks = self._pixels[index], self._masks(index, features)
+        image, masks = self.pixels[index], self._masks(index, features)
         total = torch.zeros(())
         for varied in self._variations(masking, masks, index, features):
             total = total.to(image) + self._capture.logits(image * varied)
@@ -93,7 +121,7 @@ class Probes:
 
     def _masks(self, index: int, features: Tensor) -> Tensor:
         """[n,1,H,W] in [0, 1]."""
-        size = (self._pixels.shape[-2], self._pixels.shape[-1])
+        size = (self.pixels.shape[-2], self.pixels.shape[-1])
         masks = interpolate(self._forward.activation[index, features][:, None], size, mode="bilinear")
         low = masks.amin((-2, -1), keepdim=True)
         span = masks.amax((-2, -1), keepdim=True) - low
@@ -108,8 +136,8 @@ class Probes:
                 yield masks * (step / masking.steps)
 
     def _with_noise(self, draw: int, std: float) -> Forward:
-        noise = [self._noise(f"input|{draw}", index, self._pixels.shape[1:]) for index in range(len(self._pixels))]
-        return self._capture(self._pixels + std * torch.stack(noise).to(self._pixels))
+        noise = [self._noise(f"input|{draw}", index, self.pixels.shape[1:]) for index in range(len(self.pixels))]
+        return self._capture(self.pixels + std * torch.stack(noise).to(self.pixels))
 
     def _noise(self, purpose: str, index: int, shape: Sequence[int]) -> Tensor:
         digest = hashlib.sha256(f"{self._names[index]}|{purpose}".encode()).digest()

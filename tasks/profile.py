@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from storage.records import Note
-from tasks.cams.rules import RULES, Rule
 from tasks.classifier import Classifier
+from tasks.methods import METHODS, Method, Painter
 from tasks.reductions.distribution import Counter, Distribution
 from tasks.reductions.importance import Importance
 from tasks.reductions.moments import Moments
@@ -44,7 +44,12 @@ class ProfileSettings:
     extrema: bool = False
     batch: int = 32
     precision: str = "float32"
-    rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
+    rules: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+
+    @property
+    def featured(self) -> tuple[str, ...]:
+        """Bases that have an importance matrix."""
+        return tuple(base for base in self.bases if not isinstance(self.rules[base], Painter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def predicted_classes(logits: Tensor, task: str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _BasePart:
-    """One base method over one batch: saliency [B,C,h,w], importance sums float64 [F,C] of each kind."""
+    """One base method over one batch: saliency [B,C,h,w]; of features, importance sums float64 [F,C] of each kind."""
 
     saliency: Tensor
     sums: Mapping[str, Tensor]
@@ -109,7 +114,13 @@ def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _
     every = torch.arange(logits.shape[1], device=logits.device)
     for columns, evidence in batch.evidence(every, activation[0, 0].numel()):
         for base in settings.bases:
-            weights = settings.rules[base].weights(evidence)
+            method = settings.rules[base]
+            if isinstance(method, Painter):
+                painted = method.saliency(evidence, (activation.shape[-2], activation.shape[-1]))
+                check_finite(painted, f"the map of {base}")
+                chunks[base].append(_BasePart(painted, {}))
+                continue
+            weights = method.weights(evidence)
             saliency = weights.saliency(activation)
             check_finite(saliency, f"the map of {base}")
             totals = weights.totals(activation)
@@ -126,7 +137,7 @@ def _joined(parts: Sequence[_BasePart]) -> _BasePart:
         return parts[0]
     return _BasePart(
         torch.cat([part.saliency for part in parts], 1),
-        {kind: torch.cat([part.sums[kind] for part in parts], 1) for kind in KINDS},
+        {kind: torch.cat([part.sums[kind] for part in parts], 1) for kind in parts[0].sums},
     )
 
 
@@ -157,14 +168,18 @@ class _Tally:
             if base not in self._sums:
                 self._sums[base] = dict(found.sums)
             else:
-                for kind in KINDS:
-                    self._sums[base][kind] += found.sums[kind]
+                for kind, sums in found.sums.items():
+                    self._sums[base][kind] += sums
 
     def profile(self, truth: Truth, task: str) -> Profile:
         if self._features is None:
             settings = self._settings
             return Profile.empty(
-                bases=settings.bases, classes=self._classes, features=0, bits=settings.bits, extrema=settings.extrema
+                bases=settings.bases,
+                featured=settings.featured,
+                classes=self._classes,
+                bits=settings.bits,
+                extrema=settings.extrema,
             )
         rows, logits = np.concatenate(self._rows), torch.cat(self._logits)
         labelled = truth.labelled[rows]
@@ -179,6 +194,7 @@ class _Tally:
             importance={
                 base: {kind: Importance(total.cpu().numpy(), images[kind]) for kind, total in sums.items()}
                 for base, sums in self._sums.items()
+                if sums
             },
             levels={base: counter.levels() for base, counter in self._levels.items()},
         )

@@ -115,7 +115,7 @@ class Walk:
                 check_finite(forward.logits, "the classifier's output")
                 head = self._known_head(forward, rows)
                 names = [self._names[row] for row in rows]
-                probes = Probes(capture, pixels, forward, names, step=self._batches.batch)
+                probes = Probes(self._classifier, capture, pixels, forward, names, step=self._batches.batch)
                 result = work(Batch(rows, forward, head, probes, _size(pixels)))
             except NotFinite as found:
                 good = found.good.cpu().numpy()

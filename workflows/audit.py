@@ -126,7 +126,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
     state["notes"] = _notes(audit, facts, settings, profile)
-    write_findings(run, configuration.findings, settings.profile.bases, classes)
+    write_findings(run, configuration.findings, settings.profile.featured, classes)
     write_exemplars(run, configuration, audit.model, reader, profile)
     state |= {"state": "reporting", "finished": now()}
     write_state(run, state)
@@ -268,7 +268,7 @@ def _scales(audit: _Audit, settings: Settings, profile: Profile) -> Scales:
 
 
 def _meaning(method: MethodName) -> str:
-    kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "signed class activation, logit units"
+    kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "the method's own values, signed"
     return f"{kind}; principal features only" if method.selected else kind
 
 

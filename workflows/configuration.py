@@ -145,6 +145,20 @@ class Perturbation(_Section):
     is_steps: _Positive = Field(10, description="N of IS-CAM: masks a feature, in equal parts from nothing to whole")
 
 
+class Glas(_Section):
+    """Gaussian light and shadow: what is looked at, and how widely."""
+
+    points: _Positive = Field(15, description="k: search points a side; an image costs 2 k^2 + 1 forwards")
+    light: float = Field(5.0, gt=0, description="sigma_l of the light, in `unit`")
+    shadow: float = Field(3.0, gt=0, description="sigma_s of the shadow")
+    spatial: float = Field(6.0, gt=0, description="sigma_spatial, over which an answer is spread around its point")
+    unit: Literal["cell", "pixel", "fraction"] = Field("cell", description="a cell is a 15th of the side")
+    offset: float = Field(1e-5, ge=0, description="lambda, added to the shadow")
+    reach: float = Field(0.8, ge=0, le=1, description="t1 of RGLAS: points above this level are done with")
+    ratio: float = Field(5.0, gt=0, description="t2 of RGLAS: it stops where the map's root mean over P reaches it")
+    iterations: _Positive = Field(10, description="of RGLAS, at most")
+
+
 def _check_methods(names: Any) -> Any:
     for name in names if isinstance(names, list) else []:
         MethodName.parse(name)
@@ -166,6 +180,7 @@ class Explain(_Section):
     limits: Limits = Limits()
     features: Features = Features()
     perturbation: Perturbation = Perturbation()
+    glas: Glas = Glas()
     map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
     border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")

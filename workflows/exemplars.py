@@ -1,6 +1,7 @@
 """The few images that the report shows: of a class, the most, the middle and the least confident."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from storage.objects import Objects
 from storage.tables import read_group, read_table
 from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings, explain_shard
+from tasks.methods import Method
 from tasks.profile import Profile
 from workflows.configuration import Configuration
 from workflows.images import Images
 from workflows.shards import ShardReader
-from workflows.survey import LoadedModel
+from workflows.survey import LoadedModel, rules_of
 
 _KEY = ".ledger/exemplars.npz"
 _CLASSES = 6
@@ -43,16 +45,19 @@ def write_exemplars(
 ) -> None:
     """Keep pictures and raw maps of the exemplars, so that a report needs neither archive nor model.
 
-    Pictures are patient pixels. They are left out by `report.pictures: false`, and images whose header says that
-    text is burned in are passed over.
+    They show the first of the cheapest methods whose levels are known. Pictures are patient pixels: they are left out
+    by `report.pictures: false`, and images whose header says that text is burned in are passed over.
     """
-    chosen = _choose(run, burned_in=configuration.report.burned_in) if configuration.report.pictures else []
-    base = MethodName.parse(configuration.explain.methods[0]).base
+    rules = rules_of(configuration.explain, profile.levels)
+    chosen = _choose(run, burned_in=configuration.report.burned_in) if configuration.report.pictures and rules else []
+    if not chosen:
+        run.delete(_KEY)
+        return
+    base = min(rules, key=lambda name: rules[name].forwards(model.description.features, model.description.head))
     asked = configuration.explain.limits
     limits = profile.limits(base, source=asked.source, low=asked.low, high=asked.high)
-    shown = [_explain(case, MethodName(base), limits, model, reader) for case in chosen]
+    shown = [_explain(case, base, rules, limits, model, reader) for case in chosen]
     classes = np.array([case.category for case in chosen], np.int32)
-    height, width = model.description.input
     sink = io.BytesIO()
     np.savez_compressed(
         sink,
@@ -62,8 +67,8 @@ def write_exemplars(
         kind=np.array([case.kind for case in chosen], "U6"),
         probability=np.array([case.probability for case in chosen], np.float32),
         label=np.array([-1 if case.label is None else case.label for case in chosen], np.int8),
-        picture=np.stack([item[0] for item in shown]) if shown else np.zeros((0, height, width, 3), np.uint8),
-        cam=np.stack([item[1] for item in shown]) if shown else np.zeros((0, *model.description.native), np.float32),
+        picture=np.stack([picture for picture, _ in shown]),
+        cam=np.stack([saliency for _, saliency in shown]),
         base=np.array(base),
         limits=limits[classes],
     )
@@ -105,16 +110,21 @@ def _choose(run: Objects, *, burned_in: bool) -> list[_Case]:
 
 
 def _explain(
-    case: _Case, method: MethodName, limits: np.ndarray[Any, Any], model: LoadedModel, reader: ShardReader
+    case: _Case,
+    base: str,
+    rules: Mapping[str, Method],
+    limits: np.ndarray[Any, Any],
+    model: LoadedModel,
+    reader: ShardReader,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Picture [H, W, 3] uint8 as the model sees it, and signed native map [h, w] of the case's class."""
     images = Images.of(reader.read(case.shard, only=[case.id]), model.classifier.classes)
     if not images.ids:
         raise LucencyError(f"image {case.id} was explained and cannot be read any more: did the archive change?")
-    settings = ExplainSettings(methods=(method,), targets=(case.category,), batch=1)
+    settings = ExplainSettings(methods=(MethodName(base),), targets=(case.category,), batch=1, rules=rules)
     done = explain_shard(
-        model.classifier, images.pixels, images.ids, images.truth, settings, limits={method.base: limits}, masks={}
+        model.classifier, images.pixels, images.ids, images.truth, settings, limits={base: limits}, masks={}
     )
     picture = model.classifier.preprocess.picture(images.pixels, torch.device("cpu"))[0]
     rgb = (picture.expand(3, -1, -1) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return rgb, done.maps[str(method)][0, 0].astype(np.float32)
+    return rgb, done.maps[base][0, 0].astype(np.float32)

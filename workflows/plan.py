@@ -1,6 +1,7 @@
 """The stage graph of an audit, frozen and printed before anything runs."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from tasks.classifier import Classifier
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
+from workflows.models import ModelDescription
 from workflows.progress import Progress
 from workflows.state import state_folder
 from workflows.survey import ArchiveFacts, LoadedModel, Settings, archive_facts, load_model, settle
@@ -108,9 +110,8 @@ def freeze(
     """Put numbers to each stage."""
     seconds, measured_on = _seconds_a_forward(model.classifier, placement)
     description = model.description
-    rules = settings.profile.rules.values()
-    forwards = archive.images * (1 + sum(rule.forwards(description.features, description.head) for rule in rules))
-    hours = forwards * seconds / 3600
+    profile_forwards = archive.images * (1 + _extra(settings, settings.profile.bases, description, 1))
+    maps_forwards = archive.images * (1 + _extra(settings, settings.explain.rules, description, settings.maps.targets))
     features, classes = model.description.features, len(model.description.classes)
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
@@ -120,11 +121,11 @@ def freeze(
         Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
         Stage(
             "profile", placement.device, archive.shards, archive.images, archive.file_bytes,
-            profile_bytes, forwards, hours,
+            profile_bytes, profile_forwards, profile_forwards * seconds / 3600,
         ),
         Stage(
             "maps", placement.device, archive.shards, archive.images, archive.file_bytes,
-            settings.maps.bytes(), forwards, hours,
+            settings.maps.bytes(), maps_forwards, maps_forwards * seconds / 3600,
         ),
         Stage("report", "driver", 1, archive.images, 0, 0, 0, None),
     )  # fmt: skip
@@ -145,6 +146,14 @@ def freeze(
         measured_on=measured_on,
         stages=stages,
     )
+
+
+def _extra(settings: Settings, bases: Iterable[str], model: ModelDescription, columns: int) -> int:
+    """Forwards an image beyond the first, at most. The three maps of GLAS share theirs; RGLAS searches by class."""
+    costs = {base: settings.explain.rules[base].forwards(model.features, model.head) for base in bases}
+    shared = max((cost for base, cost in costs.items() if base.startswith("glas")), default=0)
+    searches = columns * costs.get("rglas", 0)
+    return shared + searches + sum(cost for base, cost in costs.items() if "glas" not in base)
 
 
 def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[float, str]:

@@ -1,6 +1,6 @@
 """Everything that is known before a pass starts: the archive's catalogue, the model and what fits between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
 from tasks.cams.names import MethodName
-from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
+from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings
+from tasks.glas import Glas
+from tasks.methods import METHODS, GlasMap, Method, RglasMap
 from tasks.profile import ProfileSettings
-from workflows.configuration import Configuration, Perturbation
+from workflows.configuration import Configuration, Explain
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
 
 
@@ -107,9 +109,12 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
     _check_labels(configuration, model.classes, archive, methods)
     _check_methods(bases, model)
     batch = configuration.engine.batch
-    rules = _rules(explain.perturbation, bases)
+    rules = rules_of(explain, bases)
+    profiled = tuple(
+        base for base in bases if _is_cheap(rules[base], model) or any(_needs_profile(m, base) for m in methods)
+    )
     profile = ProfileSettings(
-        bases=bases,
+        bases=profiled,
         bits=explain.limits.bits,
         extrema=explain.limits.source == "extrema",
         batch=batch,
@@ -131,11 +136,27 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
     return Settings(profile, settings, maps)
 
 
-def _rules(asked: Perturbation, bases: Sequence[str]) -> dict[str, Rule]:
-    configured = dict(RULES) | {
-        "smooth-grad-cam++": SmoothGradCamPlusPlus(asked.smooth_draws, asked.smooth_std),
-        "ss-cam": SsCam(asked.ss_draws, asked.ss_std),
-        "is-cam": IsCam(asked.is_steps),
+def _is_cheap(method: Method, model: ModelDescription) -> bool:
+    """Whether its levels come with the profile's own forward. Others are profiled where a map is made from levels."""
+    return method.forwards(model.features, model.head) == 0
+
+
+def _needs_profile(method: MethodName, base: str) -> bool:
+    return method.base == base and (method.scaled or method.selected)
+
+
+def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
+    """How base methods are computed, as configured."""
+    noise, asked = explain.perturbation, explain.glas
+    glas = Glas(asked.points, asked.light, asked.shadow, asked.spatial, asked.unit, asked.offset)
+    configured: dict[str, Method] = dict(METHODS) | {
+        "smooth-grad-cam++": SmoothGradCamPlusPlus(noise.smooth_draws, noise.smooth_std),
+        "ss-cam": SsCam(noise.ss_draws, noise.ss_std),
+        "is-cam": IsCam(noise.is_steps),
+        "glas": GlasMap("fusion", glas),
+        "glas-light": GlasMap("light", glas),
+        "glas-shadow": GlasMap("shadow", glas),
+        "rglas": RglasMap(glas, asked.reach, asked.ratio, asked.iterations),
     }
     return {base: configured[base] for base in bases}
 

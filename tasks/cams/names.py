@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-BASE_METHODS = (
+FEATURE_METHODS = (
     "cam",
     "grad-cam",
     "pixel-grad-cam",
@@ -18,6 +18,12 @@ BASE_METHODS = (
     "ss-cam",
     "is-cam",
 )
+"""Sums over features of weight times activation: they have an importance matrix, and features to select."""
+
+PROBABILITY_METHODS = ("glas", "glas-light", "glas-shadow", "rglas")
+"""Maps from probabilities alone: the classifier may be a black box."""
+
+BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,10 @@ class MethodName:
         base = base.removeprefix("s-")
         if base not in BASE_METHODS:
             raise ValueError(f"unknown method {name!r}; expected [fs-][s-] and one of {', '.join(BASE_METHODS)}")
+        if scaled and base == "rglas":
+            raise ValueError(f"{name!r}: an rglas map is scaled to [0, 1] by itself and has no common scale")
+        if selected and base not in FEATURE_METHODS:
+            raise ValueError(f"{name!r}: {base} has no features to select; leave out fs-")
         return cls(base, selected, scaled)
 
     def __str__(self) -> str:

@@ -13,8 +13,6 @@ from tasks.cams.scaling import CommonScale, individual
 from tasks.cams.weights import Weights
 from tasks.classifier import Classifier
 
-SUMS = ("raw", "individual", "linear", "tanh")
-
 _LARGEST = torch.finfo(torch.float16).max
 
 
@@ -34,12 +32,16 @@ class Variant:
     base: str
     stored: Mapping[str, str]  # method -> raw | linear | tanh
     mask: Tensor | None  # [C,F] bool on the device; a class without a feature has no map
-    linear: CommonScale
-    tanh: CommonScale
+    common: Mapping[str, CommonScale]  # linear and tanh; empty where the archive's levels are not known
 
     @property
     def name(self) -> str:
         return str(MethodName(self.base, selected=self.mask is not None))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that its maps are summed on."""
+        return ("raw", "individual", *self.common)
 
     def select(self, weights: Weights, classes: Tensor) -> Weights:
         """The weights of the principal features of classes [T] or [B,T]."""
@@ -49,11 +51,7 @@ class Variant:
         """Maps and sums of signed saliency [B,T,H,W], for classes [T] or [B,T]; -1 stands for none."""
         some = classes.clamp(min=0)
         missing = classes < 0 if self.mask is None else (classes < 0) | ~self.mask[some].any(-1)
-        maps = {
-            "raw": saliency,
-            "linear": self.linear.apply(saliency, some),
-            "tanh": self.tanh.apply(saliency, some),
-        }
+        maps = {"raw": saliency} | {kind: scale.apply(saliency, some) for kind, scale in self.common.items()}
         sums = {scale: values.sum((-2, -1), dtype=torch.float64) for scale, values in maps.items()}
         sums["individual"] = individual(saliency).sum((-2, -1), dtype=torch.float64)
         return Drawn(
@@ -61,7 +59,7 @@ class Variant:
                 method: maps[scale].clamp(-_LARGEST, _LARGEST).half().masked_fill_(missing[..., None, None], torch.nan)
                 for method, scale in self.stored.items()
             },
-            {f"{self.name}.{scale}": sums[scale].masked_fill_(missing, torch.nan) for scale in SUMS},
+            {f"{self.name}.{scale}": sums[scale].masked_fill_(missing, torch.nan) for scale in self.scales},
         )
 
 
@@ -75,26 +73,26 @@ def variants_of(
 ) -> tuple[Variant, ...]:
     """One variant for each base method and selection asked for, in the order of their first mention.
 
-    limits [C,2] and masks [F,C] of each base method come from the profile. Raises ModelError where a class's
-    limits have no span.
+    limits [C,2] and masks [F,C] come from the profile, limits of each base method that is scaled and masks of each that
+    is selected. Raises ModelError where a class's limits have no span.
     """
     stored: dict[tuple[str, bool], dict[str, str]] = {}
     for method in methods:
         stored.setdefault((method.base, method.selected), {})[str(method)] = scale if method.scaled else "raw"
-    linear, tanh = (
-        {
-            base: CommonScale.between(limits[base], classifier.classes, layer=classifier.layer, kind=kind)
-            for base, _ in stored
+    common = {
+        base: {
+            kind: CommonScale.between(limits[base], classifier.classes, layer=classifier.layer, kind=kind)
+            for kind in ("linear", "tanh")
         }
-        for kind in ("linear", "tanh")
-    )
+        for base, _ in stored
+        if base in limits
+    }
     return tuple(
         Variant(
             base,
             maps,
             torch.from_numpy(np.ascontiguousarray(masks[base].T)).to(classifier.device) if selected else None,
-            linear[base],
-            tanh[base],
+            common.get(base, {}),
         )
         for (base, selected), maps in stored.items()
     )

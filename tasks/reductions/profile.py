@@ -56,13 +56,21 @@ class Profile:
     predictions: NDArray[np.int64]  # [C] images predicted as the class
     logits: Moments
     features: Distribution  # a row a feature: all cells of A
-    importance: Mapping[str, Mapping[str, Importance]]  # base method -> all | true | correct
+    importance: Mapping[str, Mapping[str, Importance]]  # base method that has features -> all | true | correct
     levels: Mapping[str, Levels]  # base method
 
     @classmethod
     def empty(
-        cls, *, bases: Iterable[str], classes: int, features: int = 0, bits: int = 5, extrema: bool = False
+        cls,
+        *,
+        bases: Iterable[str],
+        featured: Iterable[str] | None = None,
+        classes: int,
+        features: int = 0,
+        bits: int = 5,
+        extrema: bool = False,
     ) -> Self:
+        """Of no image. featured: the bases with an importance matrix; None: all."""
         nothing = Distribution.empty(classes, bits)
         extreme = nothing if extrema else None
         bases = tuple(bases)
@@ -73,14 +81,17 @@ class Profile:
             predictions=np.zeros(classes, np.int64),
             logits=Moments.empty(classes),
             features=Distribution.empty(features, bits),
-            importance={base: {kind: Importance.empty(features, classes) for kind in KINDS} for base in bases},
+            importance={
+                base: {kind: Importance.empty(features, classes) for kind in KINDS}
+                for base in (bases if featured is None else featured)
+            },
             levels={base: Levels(nothing, extreme, extreme) for base in bases},
         )
 
     def merge(self, other: Self) -> Self:
         """Both. Raises ValueError where they are not profiles of one model under one setting."""
-        if self.importance.keys() != other.importance.keys():
-            raise ValueError(f"cannot merge profiles of {sorted(self.importance)} and {sorted(other.importance)}")
+        if (self.levels.keys(), self.importance.keys()) != (other.levels.keys(), other.importance.keys()):
+            raise ValueError(f"cannot merge profiles of {sorted(self.levels)} and {sorted(other.levels)}")
         if self.images == 0 or other.images == 0:  # a shard without a good image does not know its features
             return other if self.images == 0 else self
         return type(self)(
@@ -134,7 +145,8 @@ class Profile:
     def to_bytes(self) -> bytes:
         """Everything, as npz. The same profile gives the same bytes."""
         entries: dict[str, NDArray[Any]] = {
-            "bases": np.array(list(self.importance), np.str_),
+            "bases": np.array(list(self.levels), np.str_),
+            "featured": np.array(list(self.importance), np.str_),
             "shape": np.array([self.features.rows, len(self.labels), self.features.bits], np.int64),
             "images": np.array([self.images, self.labelled], np.int64),
             "labels": self.labels,
@@ -146,7 +158,8 @@ class Profile:
         for base, levels in self.levels.items():
             for part, cells in (("cells", levels.cells), ("minima", levels.minima), ("maxima", levels.maxima)):
                 entries |= {} if cells is None else _packed(cells, f"{base}.{part}")
-            for kind, matrix in self.importance[base].items():
+        for base, kinds in self.importance.items():
+            for kind, matrix in kinds.items():
                 known = np.flatnonzero(matrix.images)
                 entries[f"{base}.{kind}.classes"] = known
                 entries[f"{base}.{kind}.images"] = matrix.images[known]
@@ -160,7 +173,7 @@ class Profile:
         with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}
         features, classes, bits = (int(value) for value in entries["shape"])
-        bases = entries["bases"].tolist()
+        bases, featured = entries["bases"].tolist(), entries["featured"].tolist()
         mean, squares, minimum, maximum = entries["logits"]
         return cls(
             images=int(entries["images"][0]),
@@ -171,7 +184,7 @@ class Profile:
             features=_unpacked(entries, "features", features, bits),
             importance={
                 base: {kind: _importance(entries, f"{base}.{kind}", features, classes) for kind in KINDS}
-                for base in bases
+                for base in featured
             },
             levels={
                 base: Levels(

@@ -16,17 +16,26 @@ from tasks.cams.heads import Head
 from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
 from tasks.capture import capturing
 from tasks.classifier import Classifier
+from tasks.glas import Glas
 from tasks.layers import resolve_layer
+from tasks.methods import GlasMap, Method, RglasMap
 from tasks.preprocess import Preprocess
 from tasks.probes import Probes
 from tasks.profile import Truth
 
 CPU = torch.device("cpu")
-# Every method, with few draws.
+# Every method, with few draws and search points.
 QUICK: dict[str, Rule] = dict(RULES) | {
     "smooth-grad-cam++": SmoothGradCamPlusPlus(2),
     "ss-cam": SsCam(2),
     "is-cam": IsCam(2),
+}
+QUICK_METHODS: dict[str, Method] = {
+    **QUICK,
+    "glas": GlasMap("fusion", Glas(3)),
+    "glas-light": GlasMap("light", Glas(3)),
+    "glas-shadow": GlasMap("shadow", Glas(3)),
+    "rglas": RglasMap(Glas(3), iterations=2),
 }
 
 
@@ -126,7 +135,9 @@ def evidence_of(
         forward = capture(batch)
         head = head or Head.recognise(model.module, forward, "float32")
         ((_, gradient),) = head.gradients(forward, targets, 1)
-        yield Evidence(forward, head, gradient, targets, Probes(capture, batch, forward, names(images), step=step))
+        yield Evidence(
+            forward, head, gradient, targets, Probes(model, capture, batch, forward, names(images), step=step)
+        )
 
 
 def pixels(model: Classifier, images: list[NDArray[np.uint8]]) -> Tensor:

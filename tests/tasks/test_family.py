@@ -11,8 +11,9 @@ from torchcam import methods as torchcam_methods
 
 from tasks.cams.eigen import leading_direction
 from tasks.cams.heads import Head
-from tasks.cams.names import BASE_METHODS
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS
 from tasks.cams.rules import RULES, IsCam, ScoreCam, SmoothGradCamPlusPlus, SsCam
+from tasks.methods import METHODS
 from tests.tasks.small_classifiers import (
     QUICK,
     deep_head,
@@ -64,7 +65,8 @@ def activation_and_gradient(subject, layer, images, targets=TARGETS):
 
 
 def test_there_is_a_rule_for_every_name():
-    assert tuple(RULES) == BASE_METHODS
+    assert tuple(RULES) == FEATURE_METHODS
+    assert tuple(METHODS) == BASE_METHODS
 
 
 def test_cam_is_the_linear_layers_weights_as_torchcam_has_them():
@@ -242,7 +244,7 @@ def test_noise_follows_from_the_image_and_not_from_its_place_or_batch(base):
     torch.testing.assert_close(apart, together[[2, 0]], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("base", [base for base in BASE_METHODS if base not in ("cam", "eigen-cam")])
+@pytest.mark.parametrize("base", [base for base in FEATURE_METHODS if base not in ("cam", "eigen-cam")])
 def test_all_classes_together_are_each_alone(base):
     model = small(deep_head())
     whole, evidence = weights_of(model, QUICK[base], torch.arange(5))
@@ -272,7 +274,7 @@ def test_a_masked_forward_serves_every_class_and_every_method_that_asks(monkeypa
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("base", BASE_METHODS)
+@pytest.mark.parametrize("base", FEATURE_METHODS)
 def test_the_forwards_a_rule_says_it_costs_are_those_it_makes(base, head, monkeypatch):
     model = small(head())
     with evidence_of(model, pictures(2), torch.arange(5), step=5) as evidence:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.cams.names import BASE_METHODS
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS
 from tasks.capture import capturing
 from tasks.profile import Profile, ProfileSettings, Truth, profile_shard
 from tests.tasks.small_classifiers import (
-    QUICK,
+    QUICK_METHODS,
     deep_head,
     in_place_relu_head,
     names,
@@ -22,7 +22,7 @@ from tests.tasks.small_classifiers import (
 )
 
 IMAGES = 13
-SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True, rules=QUICK)
+SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True, rules=QUICK_METHODS)
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
 
@@ -120,11 +120,12 @@ def test_another_batch_changes_next_to_nothing(model):
     reference = profile(model, pictures(IMAGES), truth)
     for batch in (1, 5, 64):
         other = profile(model, pictures(IMAGES), truth, replace(SETTINGS, batch=batch))
-        for base in BASE_METHODS:
+        for base in FEATURE_METHODS:
             for kind in ("all", "true", "correct"):
                 ours, theirs = (part.importance[base][kind].matrix() for part in (reference, other))
                 scale = np.nanmax(np.abs(ours))
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
+        for base in BASE_METHODS:
             for source in ("pixel", "extrema"):
                 np.testing.assert_allclose(
                     reference.limits(base, source=source), other.limits(base, source=source), rtol=2**-5, atol=1e-5
@@ -148,7 +149,7 @@ def test_shards_merge_to_the_whole_in_any_order(model):
 def test_an_empty_profile_changes_nothing():
     found = profile(small(), pictures(5), some_truth(5))
     for empty in (
-        Profile.empty(bases=BASE_METHODS, classes=5, extrema=True),
+        Profile.empty(bases=BASE_METHODS, featured=FEATURE_METHODS, classes=5, extrema=True),
         profile_shard(small(), [], [], some_truth(0), SETTINGS).profile,
     ):
         assert empty.images == 0
