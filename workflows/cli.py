@@ -118,7 +118,7 @@ def init(path: Path, archive: str, model: str, weights: str, force: bool) -> Non
 @_command
 def plan(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what an audit would do and cost. Writes nothing."""
-    from workflows.configuration import load
+    from workflows.configuration_file import load
     from workflows.plan import plan as make_plan
 
     loaded = load(configuration, overrides)
@@ -135,7 +135,7 @@ def plan(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> None
 def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Audit the archive, or go on with an audit that was interrupted."""
     from workflows.audit import audit as run_audit
-    from workflows.configuration import load
+    from workflows.configuration_file import load
 
     loaded = load(configuration, overrides)
     with progress_on(sys.stderr, silent=as_json) as progress:
@@ -163,7 +163,7 @@ def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int
 @_command
 def submit(configuration: Path, address: str, no_wait: bool, overrides: tuple[str, ...], as_json: bool) -> int:
     """Run the audit as a job of a Ray cluster; stream its log, return its exit code."""
-    from workflows.configuration import load
+    from workflows.configuration_file import load
     from workflows.submit import submit as submit_audit
 
     loaded = load(configuration, overrides)
@@ -213,7 +213,7 @@ def report(run: str, log: bool, uri: str | None, as_json: bool) -> int:
 @_command
 def doctor(configuration: Path | None, address: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Check this machine, and with CONFIGURATION what the audit needs, and say what to do."""
-    from workflows.configuration import load
+    from workflows.configuration_file import load
     from workflows.doctor import examine
 
     loaded = None if configuration is None else load(configuration, overrides)

@@ -47,10 +47,15 @@ class ArchiveFacts:
 
 
 def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
-    """Fetch, build and try the model once on the CPU. Raises ModelError, ConfigurationError."""
+    """Fetch, build and try the model once on the CPU. Raises ModelError, ConfigurationError.
+
+    A method that the model cannot support is refused here, before anything starts.
+    """
     package = fetch_model(configuration.model, folder=folder, server=configuration.mlflow.uri)
     classifier = build_classifier(package, "cpu")
-    return LoadedModel(package, classifier, describe(classifier))
+    description = describe(classifier)
+    _check_methods(configuration.explain.methods, description)
+    return LoadedModel(package, classifier, description)
 
 
 FACTS_COLUMNS = ("row", "labels", "height", "width", "channels", "private_location", "private_bytes")
@@ -107,7 +112,6 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
     bases = tuple(dict.fromkeys(method.base for method in methods))
     targets, columns = _targets(explain.targets, model.classes, archive)
     _check_labels(configuration, model.classes, archive, methods)
-    _check_methods(bases, model)
     batch = configuration.engine.batch
     rules = rules_of(explain, bases)
     profiled = tuple(
@@ -161,8 +165,8 @@ def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
     return {base: configured[base] for base in bases}
 
 
-def _check_methods(bases: Sequence[str], model: ModelDescription) -> None:
-    if "cam" in bases and model.head == "autograd":
+def _check_methods(methods: Iterable[str], model: ModelDescription) -> None:
+    if model.head == "autograd" and any(MethodName.parse(name).base == "cam" for name in methods):
         raise ConfigurationError(
             "explain.methods: cam needs a model whose target layer is followed by global average pooling and one "
             f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "

@@ -12,7 +12,7 @@ from storage.errors import ArchiveError, RunError
 from workflows import audit as audit_module
 from workflows.audit import Outcome
 from workflows.cli import main
-from workflows.configuration import load
+from workflows.configuration_file import load
 
 _MINIMAL = "run: run\narchive: {location: archive}\nmodel: {source: 'torchvision:resnet18', weights: weights.pt}\n"
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from examples.real import make as real
-from workflows import configuration
+from workflows.configuration_file import load
 from workflows.models import build_classifier, describe, fetch_model
 
 
@@ -22,7 +22,7 @@ def example(tmp_path_factory):
 @pytest.fixture
 def classifier(example, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    audit = configuration.load(example / "audit.yaml")
+    audit = load(example / "audit.yaml")
     return build_classifier(fetch_model(audit.model, folder=str(example)), "cpu")
 
 

@@ -21,7 +21,8 @@ from tests.ray_head import RayHead, ray_head
 from tests.small_audits import write_archive
 from workflows import submit as submit_module
 from workflows.cli import main
-from workflows.configuration import Configuration, load
+from workflows.configuration import Configuration
+from workflows.configuration_file import load
 from workflows.job_server import JobServer, reach, refuse_unsafe
 from workflows.submit import stage
 
