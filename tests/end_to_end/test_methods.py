@@ -1,0 +1,92 @@
+"""An audit with methods of every kind: what it plans, what it leaves, what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS
+from tests.small_audits import lucency, write_archive, write_audit
+
+_IMAGES = 12
+_METHODS = [
+    *(base for base in BASE_METHODS if base not in ("ss-cam", "is-cam")),
+    "s-grad-cam", "s-layer-cam", "fs-ablation-cam", "fs-s-eigen-grad-cam", "s-score-cam", "s-glas",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("methods")
+    write_archive(folder, _IMAGES)
+    glas = {"points": 4, "iterations": 2}
+    config = write_audit(folder, explain__methods=_METHODS, explain__glas=glas, explain__targets=["three", "seven"])
+    done = lucency("audit", str(config), folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stderr + done.stdout
+
+
+def test_every_method_has_a_map_of_every_image_and_class(audited: tuple[Path, str]) -> None:
+    maps = zarr.open_group(audited[0] / "maps.zarr", mode="r")
+    assert set(maps.array_keys()) == {*_METHODS, "classes"}
+    for method in _METHODS:
+        values = np.asarray(maps[method])
+        assert values.shape == (_IMAGES, 2, 8, 8)
+        assert np.isfinite(values).all(), method
+        assert values.std() > 0, method
+
+
+def test_cam_and_grad_cam_differ_by_the_number_of_cells_behind_a_pooled_linear_head(audited: tuple[Path, str]) -> None:
+    maps = zarr.open_group(audited[0] / "maps.zarr", mode="r")
+    cam, grad_cam = (np.asarray(maps[name], np.float32) for name in ("cam", "grad-cam"))
+    np.testing.assert_allclose(cam, 64 * grad_cam, rtol=5e-3, atol=64 * np.abs(grad_cam).max() * 1e-3)
+
+
+def test_what_is_profiled_is_what_is_cheap_or_made_from_levels(audited: tuple[Path, str]) -> None:
+    profile = zarr.open_group(audited[0] / "profile.zarr", mode="r")
+    levels, importance = set(profile["levels"].group_keys()), set(profile["importance"].group_keys())
+    dear = {"smooth-grad-cam++", "ss-cam", "is-cam", "glas-light", "glas-shadow", "rglas"}
+    assert levels == set(BASE_METHODS) - dear | {"smooth-grad-cam++"}  # behind a linear head it makes no draw
+    assert importance == levels & set(FEATURE_METHODS)
+
+
+def test_consistency_is_told_of_every_method(audited: tuple[Path, str]) -> None:
+    table = pq.read_table(audited[0] / "metrics.parquet").to_pylist()
+    told = {row["method"] for row in table if row["measure"] == "consistency.pearson"}
+    assert {f"{base}.raw" for base in BASE_METHODS if base not in ("ss-cam", "is-cam")} <= told
+    assert {"glas.tanh", "fs-ablation-cam.raw", "score-cam.linear"} <= told
+    assert "rglas.tanh" not in told
+
+
+def test_the_plan_counts_what_each_pass_forwards(audited: tuple[Path, str]) -> None:
+    features, look = 64, 2 * 4**2 + 1
+    rows = dict(re.findall(r"(?m)^(profile|maps) .* (\d+) +[\d.]+$", audited[1]))
+    assert int(rows["profile"]) == _IMAGES * (1 + features + look)
+    assert int(rows["maps"]) == _IMAGES * (1 + features + look + 2 * 2 * (look + 1))
+
+
+def test_the_report_is_built_from_it(audited: tuple[Path, str]) -> None:
+    text = (audited[0] / "report.html").read_text()
+    assert "eigen-grad-cam" in text
+    assert json.loads((audited[0] / "run.json").read_text())["counts"]["explained"] == _IMAGES
+
+
+def test_a_method_that_the_model_cannot_support_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    write_archive(tmp_path, 2)
+    config = write_audit(tmp_path, explain__methods=["cam"])
+    (tmp_path / "slow_digits.py").write_text(
+        "from examples.digits.digits_model import DigitsNet, classes, preprocess\n"
+        "class Squared(DigitsNet):\n"
+        "    def forward(self, canvas):\n"
+        "        return super().forward(canvas) ** 3\n"
+        "factory = Squared\n"
+    )
+    done = lucency("audit", str(config), folder=tmp_path)
+    assert done.returncode == 2
+    assert "explain.methods: cam needs a model" in done.stderr
+    assert "grad-cam" in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
