@@ -20,14 +20,16 @@ import torchvision
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tasks.cams.evidence import Evidence
 from tasks.cams.heads import Head
 from tasks.cams.names import MethodName
+from tasks.cams.rules import ScoreCam
 from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.glas import Glas, fuse, look
 from tasks.preprocess import Preprocess
-from tasks.probes import Masking, Probes
+from tasks.probes import Probes
 from tasks.profile import Truth
 
 NINE = (
@@ -162,8 +164,12 @@ def score_cams(scene: Scene) -> Contest:
     def ours() -> Tensor:
         with capturing(scene.classifier) as capture:
             forward = capture(batch)
-            Head.recognise(module, forward, "float32")
-            return Probes(scene.classifier, capture, batch, forward, ["one"], step=step).masked(Masking())
+            head = Head.recognise(module, forward, "float32")
+            probes = Probes(scene.classifier, capture, batch, forward, ["one"], step=step)
+            every = torch.arange(_CLASSES, device=batch.device)
+            ((_, gradient),) = head.gradients(forward, every, 1)
+            evidence = Evidence(forward, head, gradient, every, every < 0, probes)
+            return ScoreCam().weights(evidence).saliency(forward.activation)
 
     def pytorch_grad_cam() -> object:
         from pytorch_grad_cam import ScoreCAM

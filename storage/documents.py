@@ -9,6 +9,7 @@ from storage.roots import find_root, remote_file
 
 # A web server that says nothing for so long is taken for dead.
 _SILENCE_S = 60
+_BLOCK_BYTES = 1 << 20
 
 
 def read_document(location: str, where: str, *, limit: int = 1 << 30) -> bytes:
@@ -33,13 +34,18 @@ def read_document(location: str, where: str, *, limit: int = 1 << 30) -> bytes:
 def _download(url: str, where: str, limit: int) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_SILENCE_S) as answer:
-            data = answer.read(limit + 1)
+            announced = answer.headers["Content-Length"]
+            data = bytearray()
+            while len(data) <= limit and (block := answer.read(_BLOCK_BYTES)):
+                data += block
     except HTTPError as error:
         error.close()  # it is the answer, too
         raise ConfigurationError(f"{where}: cannot be fetched: the server answers {error.code}") from None
     except (OSError, HTTPException, ValueError) as error:
         why = error.reason if isinstance(error, URLError) else type(error).__name__
         raise ConfigurationError(f"{where}: cannot be fetched: {why}") from None
+    if announced is not None and len(data) < min(int(announced), limit):  # http.client does not tell
+        raise ConfigurationError(f"{where}: cannot be fetched: the server sent {len(data)} of {announced} bytes")
     if len(data) > limit:
         raise ConfigurationError(f"{where}: the file has more than the {limit} bytes allowed")
     return bytes(data)

@@ -69,13 +69,13 @@ class Objects:
         if keys:
             obstore.delete(self._store, keys)
 
-    def sweep(self) -> None:
-        """Delete what processes that died in the middle of a put left on the disk; call it when nobody else writes.
+    def sweep(self, folder: str) -> None:
+        """Delete what processes that died in the middle of a put left below a folder that nobody writes to now.
 
         A local put goes through a file `KEY#NUMBER` beside the key, which no listing shows.
         """
         if "://" not in self.location:
-            for path in Path(self.location).rglob("*#*"):
+            for path in (Path(self.location) / folder).rglob("*#*"):
                 if path.is_file() and path.name.rpartition("#")[2].isdigit():
                     path.unlink()
 

@@ -111,8 +111,8 @@ class Capture:
     def logits_without(self, image: Tensor, forward: Forward, index: int, features: Tensor) -> Tensor:
         """z [n,C] of one image [1,channels,H,W] with one of the features [n] set to 0 in each row.
 
-        The trunk sees the image once: the hook puts the n activations in the place of its one. Where a model cannot
-        have that, because it joins the layer's output with others of the image, the trunk sees n copies.
+        The trunk sees the image once a call: the hook puts the n activations in the place of its one. Where a model
+        cannot have that, because it joins the layer's output with others of the image, the trunk sees n copies.
         """
         count = len(features)
         activation = forward.leaf(index).expand(count, *[-1] * (forward.leaf(index).ndim - 1)).clone()
@@ -139,12 +139,16 @@ class Capture:
     def _through(self, batch: Tensor, run: Callable[[Tensor], Result]) -> Result:
         if self._channels_last and batch.ndim == 4:
             try:
-                return run(batch.contiguous(memory_format=torch.channels_last))
+                result = run(batch.contiguous(memory_format=torch.channels_last))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
-                # A `view` in the trunk that wants the plain layout. Any other fault shows again below.
-                self._channels_last = False
+            else:
+                return result
+            # A `view` in the trunk that wants the plain layout; any other fault shows again here.
+            result = run(batch)
+            self._channels_last = False
+            return result
         return run(batch)
 
     def _run(self, batch: Tensor) -> tuple[Any, Tensor]:

@@ -105,7 +105,7 @@ def _part(
     for variant in variants:
         by_base.setdefault(variant.base, []).append(variant)
     drawn: list[Drawn] = []
-    for columns, evidence in batch.evidence(targets.clamp(min=0), height * width):
+    for columns, evidence in batch.evidence(targets, height * width):
         classes = targets[..., columns]
         for base, kinds in by_base.items():
             for variant, saliency in _painted(settings.rules[base], kinds, evidence, classes, (height, width)):

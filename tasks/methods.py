@@ -56,12 +56,14 @@ class RglasMap:
 
     def saliency(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         probes = evidence.probes
-        classes = evidence.classes.expand(len(probes.pixels), -1).tolist()
-        found = [
-            torch.stack([self._search(probes, image, index) for index in columns])
-            for image, columns in zip(probes.pixels, classes, strict=True)
-        ]
-        return resized(torch.stack(found), size)
+        count = len(probes.pixels)
+        classes, absent = (each.expand(count, -1).tolist() for each in (evidence.classes, evidence.absent))
+        found = probes.pixels.new_zeros(count, len(classes[0]), *probes.pixels.shape[-2:])
+        for row, image in enumerate(probes.pixels):
+            for column, target in enumerate(classes[row]):
+                if not absent[row][column]:
+                    found[row, column] = self._search(probes, image, target)
+        return resized(found, size)
 
     def _search(self, probes: Probes, image: Tensor, target: int) -> Tensor:
         return rglas(

@@ -69,27 +69,28 @@ class Probes:
 
     def looks(self, settings: Glas) -> tuple[Looks, ...]:
         """What light and shadow tell of each image."""
-        return self._once(
+        return self.once(
             settings,
             lambda: tuple(look(self.predict, image, self.dark, settings, step=self.step) for image in self.pixels),
         )
 
     def ablated(self) -> Tensor:
         """z [B,F,C], each feature set to 0 by itself."""
-        return self._once("ablated", self._ablate)
+        return self.once("ablated", self._ablate)
 
     def masked(self, masking: Masking) -> Tensor:
         """z [B,F,C] of the input times each feature's mask, the mean over the masking's variations.
 
         A mask is the feature at input size (bilinear), its minimum to 0 and its maximum to 1; a flat one is 0.
         """
-        return self._once(masking, lambda: self._mask(masking))
+        return self.once(masking, lambda: self._mask(masking))
 
     def noisy(self, draws: int, std: float) -> tuple[Forward, ...]:
         """Forwards of the batch with Gaussian noise of std on the normalised input."""
-        return self._once((draws, std), lambda: tuple(self._with_noise(draw, std) for draw in range(draws)))
+        return self.once((draws, std), lambda: tuple(self._with_noise(draw, std) for draw in range(draws)))
 
-    def _once(self, key: object, compute: Callable[[], Result]) -> Result:
+    def once(self, key: object, compute: Callable[[], Result]) -> Result:
+        """What is computed once for the batch, whatever the number of class columns and methods."""
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]  # type: ignore[return-value]  # the key says which

@@ -37,9 +37,16 @@ class Batch:
     size: tuple[int, int]  # the classifier's input (H,W)
 
     def evidence(self, targets: Tensor, size: int) -> Iterator[tuple[slice, Evidence]]:
-        """What CAM rules may look at, for classes targets [T] or [B,T] in chunks of columns; see Head.gradients."""
-        for columns, gradient in self.head.gradients(self.forward, targets, size):
-            yield columns, Evidence(self.forward, self.head, gradient, targets[..., columns], self.probes)
+        """What methods may look at, for classes targets [T] or [B,T], -1 for none, in chunks of columns.
+
+        size: as for Head.gradients.
+        """
+        classes, absent = targets.clamp(min=0), targets < 0
+        for columns, gradient in self.head.gradients(self.forward, classes, size):
+            yield (
+                columns,
+                Evidence(self.forward, self.head, gradient, classes[..., columns], absent[..., columns], self.probes),
+            )
 
 
 class NotFinite(Exception):

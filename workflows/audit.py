@@ -19,7 +19,7 @@ import ray
 from storage.archive import Archive
 from storage.arrays import create_maps, write_arrays
 from storage.decode import DecodeOptions
-from storage.errors import ArchiveError
+from storage.errors import ArchiveError, ModelError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
 from storage.records import Note
@@ -121,13 +121,15 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     with _timed(audit, state, "profile", facts.images):
         profile = _profile_pass(audit, settings, reader, package, facts.shards)
     with _timed(audit, state, "maps", facts.images):
-        _maps_pass(audit, settings, reader, package, facts.shards, profile)
-    run.sweep()
+        scales = _scales(audit, settings, profile)
+        _maps_pass(audit, settings, reader, package, facts.shards, scales)
+    for folder in ("profile.zarr", "maps.zarr"):
+        run.sweep(folder)
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
     state["notes"] = _notes(audit, facts, settings, profile)
     write_findings(run, configuration.findings, settings.profile.featured, classes)
-    write_exemplars(run, configuration, audit.model, reader, profile)
+    write_exemplars(run, configuration, audit.model, reader, scales.limits)
     state |= {"state": "reporting", "finished": now()}
     write_state(run, state)
     run.put("report.html", build_report(run).encode())
@@ -223,10 +225,9 @@ def _maps_pass(
     reader: ShardReader,
     package: "ray.ObjectRef[Any]",
     shards: int,
-    profile: Profile,
+    scales: Scales,
 ) -> None:
     run = audit.run
-    scales = _scales(audit, settings, profile)
     created = Ledger(run, "maps-created")
     if 0 not in created.done():
         create_maps(run, settings.maps, {str(m): _meaning(m) for m in settings.explain.methods}, {})
@@ -252,18 +253,23 @@ def _maps_pass(
 
 
 def _scales(audit: _Audit, settings: Settings, profile: Profile) -> Scales:
-    """Limits and masks from pass 1; limits that cannot make a scale are refused here, before pass 2 starts."""
-    explain = audit.configuration.explain
+    """Limits and masks from pass 1; limits that cannot make a scale that was asked for are refused before pass 2."""
+    explain, description = audit.configuration.explain, audit.model.description
+    scaled = {method.base for method in settings.explain.methods if method.scaled}
+    selected = {method.base for method in settings.explain.methods if method.selected}
     limits, masks = {}, {}
     for base in settings.profile.bases:
-        limits[base] = profile.limits(
-            base, source=explain.limits.source, low=explain.limits.low, high=explain.limits.high
-        )
-        if any(method.selected for method in settings.explain.methods if method.base == base):
+        found = profile.limits(base, source=explain.limits.source, low=explain.limits.low, high=explain.limits.high)
+        try:
+            CommonScale.between(found, description.classes, layer=description.layer, kind=explain.limits.scale)
+        except ModelError:
+            if base in scaled:
+                raise
+        else:
+            limits[base] = found
+        if base in selected:
             features = explain.features
             masks[base] = profile.mask(base, share=features.share, rank=features.rank, importance=features.importance)
-        description = audit.model.description
-        CommonScale.between(limits[base], description.classes, layer=description.layer, kind=explain.limits.scale)
     return Scales(limits, masks)
 
 

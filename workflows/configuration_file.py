@@ -27,10 +27,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Configuration:
     for override in overrides:
         _override(tree, override)
     configuration = _anchored(check(tree, str(path)), path.resolve().parent)
-    if _lies_inside(configuration.run, configuration.archive.location):
+    run, archive = configuration.run, configuration.archive.location
+    if _lies_inside(run, archive) or _lies_inside(archive, run):
         raise ConfigurationError(
-            f"{path}: run: lies inside archive.location, so that a resumed audit would find its own results among "
-            "the images. Choose a folder beside the archive."
+            f"{path}: run: lies inside archive.location, or around it: images and results would lie in one folder. "
+            "Choose a folder beside the archive."
         )
     return configuration
 
@@ -51,10 +52,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigurationError(f"--set {override}: the value is not YAML: {error}") from error
 
 
-def _lies_inside(run: str, archive: str) -> bool:
-    if "://" in run or "://" in archive:
-        return f"{run}/".startswith(f"{archive.rstrip('/')}/")
-    return Path(run).resolve().is_relative_to(Path(archive).resolve())
+def _lies_inside(inner: str, outer: str) -> bool:
+    inner, outer = inner.removeprefix("file://"), outer.removeprefix("file://")
+    if "://" in inner or "://" in outer:
+        return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+    return Path(inner).resolve().is_relative_to(Path(outer).resolve())
 
 
 def _anchored(configuration: Configuration, folder: Path) -> Configuration:

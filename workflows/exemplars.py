@@ -16,7 +16,6 @@ from storage.tables import read_group, read_table
 from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.methods import Method
-from tasks.profile import Profile
 from workflows.configuration import Configuration
 from workflows.images import Images
 from workflows.shards import ShardReader
@@ -41,22 +40,25 @@ class _Case:
 
 
 def write_exemplars(
-    run: Objects, configuration: Configuration, model: LoadedModel, reader: ShardReader, profile: Profile
+    run: Objects,
+    configuration: Configuration,
+    model: LoadedModel,
+    reader: ShardReader,
+    limits: Mapping[str, np.ndarray[Any, Any]],
 ) -> None:
     """Keep pictures and raw maps of the exemplars, so that a report needs neither archive nor model.
 
-    They show the first of the cheapest methods whose levels are known. Pictures are patient pixels: they are left out
-    by `report.pictures: false`, and images whose header says that text is burned in are passed over.
+    They show the first of the cheapest methods that have a common scale, limits [C,2] by base. Pictures are patient
+    pixels: they are left out by `report.pictures: false`, and images whose header says that text is burned in are
+    passed over.
     """
-    rules = rules_of(configuration.explain, profile.levels)
+    rules = rules_of(configuration.explain, limits)
     chosen = _choose(run, burned_in=configuration.report.burned_in) if configuration.report.pictures and rules else []
     if not chosen:
         run.delete(_KEY)
         return
     base = min(rules, key=lambda name: rules[name].forwards(model.description.features, model.description.head))
-    asked = configuration.explain.limits
-    limits = profile.limits(base, source=asked.source, low=asked.low, high=asked.high)
-    shown = [_explain(case, base, rules, limits, model, reader) for case in chosen]
+    shown = [_explain(case, base, rules, limits[base], model, reader) for case in chosen]
     classes = np.array([case.category for case in chosen], np.int32)
     sink = io.BytesIO()
     np.savez_compressed(
@@ -70,7 +72,7 @@ def write_exemplars(
         picture=np.stack([picture for picture, _ in shown]),
         cam=np.stack([saliency for _, saliency in shown]),
         base=np.array(base),
-        limits=limits[classes],
+        limits=limits[base][classes],
     )
     run.put(_KEY, sink.getvalue())
 

@@ -8,7 +8,7 @@ import numpy as np
 from storage.arrays import NamedArray
 
 _BUCKETS = "values counted in each occupied bucket; buckets by value, their ends in lower and upper"
-_IMPORTANCE = "mean over images of the feature's class activation, summed over cells, in logit units; NaN: no image"
+_IMPORTANCE = "mean over images of the feature's part of the map, summed over cells, in the method's units; NaN: none"
 _ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "images": ((), "images in the profile"),
     "labels/images": ((), "images with a label"),
@@ -24,7 +24,7 @@ _LEAVES: dict[str, tuple[tuple[str, ...], str]] = {
     "all": (("feature", "class"), f"every image, every class: {_IMPORTANCE}"),
     "true": (("feature", "class"), f"images of the class: {_IMPORTANCE}"),
     "correct": (("feature", "class"), f"images of the class that are predicted so: {_IMPORTANCE}"),
-    "limits": (("class", "limit"), "low and high limit of the common scale, in logit units a cell"),
+    "limits": (("class", "limit"), "low and high limit of the common scale, in the method's units a cell"),
     "histogram": (("row", "bucket"), f"cells: {_BUCKETS}; rows are classes of levels/, features of features/"),
     "minima": (("class", "bucket"), f"each image's least cell: {_BUCKETS}"),
     "maxima": (("class", "bucket"), f"each image's greatest cell: {_BUCKETS}"),

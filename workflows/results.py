@@ -93,7 +93,7 @@ def _by_class(
     yield _ALL, slice(None)
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
-    for index, chosen in zip(present, np.split(order, starts[1:]), strict=True):
+    for index, chosen in zip(present, np.split(order, starts)[1:], strict=True):
         yield names[index], chosen
 
 

@@ -124,7 +124,7 @@ class EigenCam(SharedForward):
     """w = the leading direction of A over its cells, the same for every class (Muhammad and Yeasin 2020)."""
 
     def weights(self, evidence: Evidence) -> Weights:
-        direction = leading_direction(evidence.activation.flatten(2))
+        direction = evidence.probes.once("eigen-cam", lambda: leading_direction(evidence.activation.flatten(2)))
         return evidence.for_every_class(direction)
 
 
@@ -133,23 +133,27 @@ class EigenGradCam(SharedForward):
     """w = v g: v is the leading direction of g A over cells."""
 
     def weights(self, evidence: Evidence) -> Weights:
-        activation = evidence.activation
+        columns = [slice(start, start + _COLUMNS) for start in range(0, evidence.classes.shape[-1], _COLUMNS)]
         directions = [
-            torch.cat([leading_direction((part * image).flatten(2)) for part in gradient.split(_COLUMNS)])
-            for gradient, image in zip(map(evidence.gradient.of_image, range(len(activation))), activation, strict=True)
+            torch.cat([leading_direction((evidence.gradient.of_image(b, part) * image).flatten(2)) for part in columns])
+            for b, image in enumerate(evidence.activation)
         ]
         return evidence.gradient.times(torch.stack(directions))
 
 
 @dataclass(frozen=True, slots=True)
-class AblationCam(SharedForward):
+class AblationCam:
     """w = (z_c - z_c without the feature) / z_c (Desai and Ramaswamy 2020).
 
-    Without a closed form the head alone runs once a feature, which `forwards` leaves out.
+    Without a closed form the head runs once a feature, and the trunk once for each batch of features.
     """
 
     def weights(self, evidence: Evidence) -> Weights:
         return Dense((evidence.drops_without_feature() / evidence.logits[..., None])[..., None, None])
+
+    def forwards(self, features: int, head: str) -> int:
+        """At most: where the trunk need not see the image for each feature, it is far cheaper."""
+        return features if head == "autograd" else 0
 
 
 @dataclass(frozen=True, slots=True)

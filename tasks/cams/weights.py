@@ -53,9 +53,9 @@ class Separable:
         """The same weights multiplied out."""
         return Dense(self.by_class[..., None, None] * self.by_cell[:, None])
 
-    def of_image(self, image: int) -> Tensor:
-        """[T,F,h|1,w|1] of one image."""
-        by_class = self.by_class if self.by_class.ndim == 2 else self.by_class[image]
+    def of_image(self, image: int, columns: slice) -> Tensor:
+        """[T,F,h|1,w|1] of one image and some class columns."""
+        by_class = (self.by_class if self.by_class.ndim == 2 else self.by_class[image])[columns]
         return by_class[..., None, None] * self.by_cell[image if len(self.by_cell) > 1 else 0]
 
     def saliency(self, activation: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class Dense:
     def dense(self) -> "Dense":
         return self
 
-    def of_image(self, image: int) -> Tensor:
-        return self.values[image]
+    def of_image(self, image: int, columns: slice) -> Tensor:
+        return self.values[image, columns]
 
     def saliency(self, activation: Tensor) -> Tensor:
         if self.values.shape[-2:] == (1, 1):

@@ -13,11 +13,14 @@ def test_what_a_dead_process_left_half_written_is_swept_away(tmp_path):
     writer.write(b"half")
     left = [path.name for path in tmp_path.rglob("*") if "#" in path.name]
     assert left, "puts no longer go through a file with # in its name: sweep() looks for the wrong thing"
-    run.sweep()
+    run.sweep("maps.zarr")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0"]
 
 
-def test_files_that_only_look_like_it_stay(tmp_path):
-    (tmp_path / "C# notes").write_text("mine")
-    Objects(str(tmp_path)).sweep()
-    assert (tmp_path / "C# notes").exists()
+def test_nothing_else_is_touched(tmp_path):
+    mine = [tmp_path / "IMG#12", tmp_path / "images" / "IMG#12", tmp_path / "maps.zarr" / "C# notes"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    Objects(str(tmp_path)).sweep("maps.zarr")
+    assert all(path.exists() for path in mine)

@@ -136,7 +136,12 @@ def evidence_of(
         head = head or Head.recognise(model.module, forward, "float32")
         ((_, gradient),) = head.gradients(forward, targets, 1)
         yield Evidence(
-            forward, head, gradient, targets, Probes(model, capture, batch, forward, names(images), step=step)
+            forward,
+            head,
+            gradient,
+            targets,
+            targets < 0,
+            Probes(model, capture, batch, forward, names(images), step=step),
         )
 
 

@@ -127,7 +127,7 @@ def test_a_wrong_configuration_is_exit_code_2_and_names_every_fault(configuratio
         assert "explain.colour: unknown key" in done.stderr
 
 
-@pytest.mark.parametrize("run", ["archive/run", "archive", "elsewhere/../archive/run"])
+@pytest.mark.parametrize("run", ["archive/run", "archive", "elsewhere/../archive/run", "."])
 def test_a_run_inside_the_archive_would_become_part_of_it_and_is_refused(configuration: str, run: str) -> None:
     for command in ("plan", "audit"):
         done = _run(command, configuration, "--set", f"run={run}")

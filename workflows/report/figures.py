@@ -27,7 +27,7 @@ def levels_figure(names: Sequence[str], levels: Levels, shown: Sequence[int], li
     axes.axvline(0, color=_INK, linewidth=0.8)
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set_xlabel(f"level of a map cell, logit units. Bar: {limit_names[0]} to {limit_names[1]}, line: P1 to P99")
+    axes.set_xlabel(f"level of a map cell. Bar: {limit_names[0]} to {limit_names[1]}, line: P1 to P99")
     return figure
 
 

@@ -37,7 +37,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark on the colour scale: percent from the left, what it is called, its level in logit units."""
+    """A mark on the colour scale: percent from the left, what it is called, its level in the method's units."""
 
     place: float
     name: str

@@ -53,7 +53,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Class-activation levels of one base method, in logit units. limits [C,2]; quantiles [C,3]: P1, P50, P99."""
+    """Levels of one base method's maps, in its own units. limits [C,2]; quantiles [C,3]: P1, P50, P99."""
 
     base: str
     limits: Array

@@ -23,7 +23,7 @@ _SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class LevelRow:
-    """One class's levels, worded in logit units. thin: P1 to P99, thick: the limits; start and width in percent."""
+    """One class's levels, in words. thin: P1 to P99, thick: the limits; start and width in percent."""
 
     name: str
     low: str
