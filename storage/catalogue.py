@@ -1,6 +1,7 @@
 """The catalogue: one row an image, in an order that is the same on every machine, cut into shards."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -197,6 +198,14 @@ def shard_images(table: pa.Table) -> int:
 def readable_count(table: pa.Table) -> int:
     """Rows that have an image: they come first."""
     return int(pc.sum(pc.greater_equal(table["row"], 0)).as_py() or 0)
+
+
+def ids_digest(table: pa.Table) -> str:
+    """SHA-256 over the ids of a catalogue in their order."""
+    hashed = hashlib.sha256()
+    for batch in table.select(["id"]).to_batches(max_chunksize=1 << 16):
+        hashed.update("".join(f"{identifier}\n" for identifier in batch["id"].to_pylist()).encode())
+    return hashed.hexdigest()
 
 
 def catalogue_rows(table: pa.Table, start: int = 0, stop: int | None = None) -> list[CatalogueRow]:

@@ -4,7 +4,6 @@ Every stage leaves a manifest or an object that says it is done. A run that was 
 where it stopped, and what it leaves is the same to the byte.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import ray
 
 from storage.archive import Archive
 from storage.arrays import create_maps, write_arrays
+from storage.catalogue import ids_digest
 from storage.decode import DecodeOptions
 from storage.errors import ArchiveError, ModelError
 from storage.ledger import Ledger, Manifest, hold
@@ -167,7 +167,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
         "digests": {
             **digests,
             "archive": built.listing_sha256,
-            "catalogue": _digest_of_ids(built.table),
+            "catalogue": ids_digest(built.table),
         },
         "versions": versions(),
         "engine": {
@@ -183,13 +183,6 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
     }
     write_state(run, state)
     return state
-
-
-def _digest_of_ids(catalogue: pa.Table) -> str:
-    hashed = hashlib.sha256()
-    for batch in catalogue.select(["id"]).to_batches(max_chunksize=1 << 16):
-        hashed.update("".join(f"{identifier}\n" for identifier in batch["id"].to_pylist()).encode())
-    return hashed.hexdigest()
 
 
 def _profile_pass(

@@ -78,7 +78,7 @@ class TestStaging:
         target = tmp_path / "staged"
         stage(audit, tmp_path, target)
         code = (
-            "import sys; sys.path.insert(0, '.'); import workflows.configuration as c;"
+            "import sys; sys.path.insert(0, '.'); import workflows.configuration_file as c;"
             "print(c.__file__, c.load('audit/audit.yaml').model.weights)"
         )
         done = subprocess.run(
