@@ -10,7 +10,7 @@ from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.glas import Glas, fuse, look, rglas
 from tasks.methods import METHODS, GlasMap, RglasMap
-from tasks.profile import ProfileSettings, profile_shard
+from tasks.profile import ProfileSettings, Truth, profile_shard
 from tests.tasks.small_classifiers import deep_head, names, pictures, pixels, small, some_truth
 
 GLAS = Glas(5)
@@ -97,3 +97,14 @@ def test_one_set_of_settings_gives_one_set_of_bits():
     first, second = explained(model, images, settings), explained(model, images, replace(settings))
     for name, maps in first.maps.items():
         np.testing.assert_array_equal(maps, second.maps[name])
+
+
+def test_a_column_without_a_class_is_not_searched():
+    model, images = small(deep_head()), pictures(2)
+    inputs = []
+    model.module.register_forward_pre_hook(lambda _, batch: inputs.append(len(batch[0])))
+    truth = Truth(np.array([True, False]), np.eye(5, dtype=bool)[[1, 2]])
+    settings = ExplainSettings((MethodName("rglas"),), "labelled", 2, batch=2, rules=RULES)
+    found = explain_shard(model, images, names(images), truth, settings, limits={}, masks={})
+    assert np.isfinite(found.maps["rglas"]).all((2, 3)).tolist() == [[True, False], [False, False]]
+    assert sum(inputs) <= 2 + 2 * (GLAS.forwards + 1)
