@@ -1,28 +1,24 @@
 """Bytes of an image file to pixels: the one door to every format."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
+from storage.decode_options import DEFAULT_OPTIONS, DecodeOptions
 from storage.dicom_pixels import DicomPixels
+from storage.dicom_volume import decode_series
 from storage.errors import ImageError
-from storage.grayscale import WindowChoice
+from storage.nifti import decode_nifti
 from storage.raster import RasterPixels
+from storage.volumes import Volume
+
+__all__ = ["DecodeOptions", "Volume", "decode_frames", "decode_image", "decode_volume"]
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeOptions:
-    """window: which of several VOI windows, by index or by width; pixels: rows x columns x samples at most."""
-
-    window: WindowChoice = 0
-    pixels: int = 100_000_000
-
-
-def decode_image(payload: bytes, *, format: str, frame: int = 0, options: DecodeOptions = DecodeOptions()) -> Array:
+def decode_image(payload: bytes, *, format: str, frame: int = 0, options: DecodeOptions = DEFAULT_OPTIONS) -> Array:
     """One frame of a file; format as in CatalogueRow: dicom | png | jpeg | tiff, frame counts from 0.
 
     Returns [h,w] or RGB [h,w,3], C-contiguous: uint8, uint16 (both over their full range, white = max) or
@@ -35,7 +31,7 @@ def decode_image(payload: bytes, *, format: str, frame: int = 0, options: Decode
 
 
 def decode_frames(
-    payload: bytes, *, format: str, frames: Sequence[int], options: DecodeOptions = DecodeOptions()
+    payload: bytes, *, format: str, frames: Sequence[int], options: DecodeOptions = DEFAULT_OPTIONS
 ) -> Iterator[Array | ImageError]:
     """Several frames of a file in the order asked for, its header read once.
 
@@ -51,6 +47,18 @@ def decode_frames(
             yield opened.frame(frame, options.window) if isinstance(opened, DicomPixels) else opened.frame(frame)
         except ImageError as error:
             yield error
+
+
+def decode_volume(files: Sequence[bytes], *, format: str, options: DecodeOptions = DEFAULT_OPTIONS) -> Volume:
+    """One volume: of format nifti one file, of dicom a multi-frame file or all slices of a series in any order.
+
+    Raises ImageError with the reason.
+    """
+    if format == "nifti" and len(files) == 1:
+        return decode_nifti(files[0], options)
+    if format == "dicom":
+        return decode_series(files, options)
+    raise ValueError(f"no volume of {len(files)} files in format {format!r}; expected dicom, or nifti in one file")
 
 
 def _open(payload: bytes, format: str, options: DecodeOptions) -> DicomPixels | RasterPixels:

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from storage.codestream import declared_size
-from storage.dicom_header import COLOURS, PALETTE, Layout, number, read_header, read_layout, value
+from storage.dicom_header import COLOURS, GRAY, PALETTE, Layout, number, read_header, read_layout, value
 from storage.errors import ImageError
-from storage.grayscale import WindowChoice, read_display
+from storage.grayscale import WindowChoice, read_display, read_modality
 from storage.jpeg12 import decode_jpeg12
 from storage.lookup import read_palette
 from storage.quiet import quiet
@@ -60,22 +60,40 @@ class DicomPixels:
     def frame(self, index: int, choice: WindowChoice) -> Array:
         """Gray [h,w] float32 in [0, 1], colour [h,w,3] uint8, uint16 (full range) or float32. Raises ImageError."""
         layout = self.layout
-        if not 0 <= index < layout.frames:
-            raise ImageError(f"frame {index + 1} is asked for; the header says that there are {layout.frames}")
         stored, photometric = self._stored(index)
         if layout.photometric in COLOURS:
             return _rgb(stored, photometric, layout)
-        values = _value_bits(stored, layout, self.syntax)
         if layout.photometric == PALETTE:
-            return read_palette(self.dataset)(values)
-        padding = _padding(self.dataset, layout, stored, values)
+            return read_palette(self.dataset)(_value_bits(stored, layout, self.syntax))
+        return read_display(self.dataset, index, choice).render(*self._gray(stored))
+
+    @quiet("pydicom")
+    def measured(self, index: int) -> NDArray[np.float32]:
+        """A gray frame [h,w] in the modality's unit, NaN where padding says there is no image. Raises ImageError."""
+        if self.layout.photometric not in GRAY:
+            raise ImageError("a colour image; the slices of a volume are gray")
+        values, padding = self._gray(self._stored(index)[0])
+        with np.errstate(over="ignore"):  # said below
+            measured: NDArray[np.float32] = read_modality(self.dataset, index)(values).astype(np.float32)
+        if not np.isfinite(measured).all():
+            raise ImageError("the rescale numbers in the header are too large to reckon with")
+        if padding is not None:
+            measured[padding] = np.nan
+        return measured
+
+    def _gray(self, stored: Array) -> tuple[Array, NDArray[np.bool_] | None]:
+        """Stored values, and where there is no image: there, floats are 0."""
+        values = _value_bits(stored, self.layout, self.syntax)
+        padding = _padding(self.dataset, self.layout, stored, values)
         if padding is not None and values.dtype.kind == "f":
             values = np.where(padding, values.dtype.type(0), values)
-        return read_display(self.dataset, index, choice).render(values, padding)
+        return values, padding
 
     def _stored(self, index: int) -> tuple[Array, str]:
         """The decompressed frame, and the colour space that it came out in (not always the declared one)."""
         layout = self.layout
+        if not 0 <= index < layout.frames:
+            raise ImageError(f"frame {index + 1} is asked for; the header says that there are {layout.frames}")
         if self.syntax.is_encapsulated:
             stream = self._stream(index)
             if self.syntax == JPEGExtended12Bit and layout.stored > 8 and layout.samples == 1:

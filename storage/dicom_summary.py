@@ -5,6 +5,7 @@ representation are judged from the bytes, because archives hold files whose decl
 """
 
 import io
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from storage.errors import ImageError
-from storage.summary import Header
+from storage.summary import Header, SliceHeader
 
 _MAGIC_AT = 128
 _MAGIC = b"DICM"
@@ -24,32 +25,45 @@ _CLASS_IN_META = 0x00020002
 _CLASS = 0x00080016
 _MODALITY = 0x00080060
 _PATIENT = 0x00100020
+_IMAGER_SPACING = 0x00181164
+_SERIES = 0x0020000E
+_POSITION = 0x00200032
+_ORIENTATION = 0x00200037
+_REFERENCE = 0x00200052
 _SAMPLES = 0x00280002
 _PHOTOMETRIC = 0x00280004
 _FRAMES = 0x00280008
 _ROWS = 0x00280010
 _COLUMNS = 0x00280011
+_SPACING = 0x00280030
 _ALLOCATED = 0x00280100
 _STORED = 0x00280101
 _BURNED_IN = 0x00280301
-_WANTED: list[int] = [
+Elements = tuple[int, ...]
+IMAGE_ELEMENTS: Elements = (
     _CLASS,
     _MODALITY,
     _PATIENT,
+    _IMAGER_SPACING,
     _SAMPLES,
     _PHOTOMETRIC,
     _FRAMES,
     _ROWS,
     _COLUMNS,
+    _SPACING,
     _ALLOCATED,
     _STORED,
     _BURNED_IN,
-]
-_LAST = max(_WANTED)
+)
+"""What a catalogue of images reads."""
+SLICE_ELEMENTS: Elements = (*IMAGE_ELEMENTS, _SERIES, _POSITION, _ORIENTATION, _REFERENCE)
+"""What a catalogue of volumes reads: also of which volume an image is a slice, and where it lies."""
+_LAST = max(SLICE_ELEMENTS)
 # What is inflated of a deflated data set: a header of more would be one no other reader takes either.
 _INFLATED_BYTES = 16 << 20
 _CODE = re.compile(rb"[A-Z]{2,16}")
 _WORD_LENGTHS = {2, 4}
+_WIDEST = 1e6  # mm: no pixel is so wide
 
 
 def is_dicom(head: bytes) -> bool:
@@ -67,8 +81,8 @@ def is_dicom(head: bytes) -> bool:
     return False
 
 
-def summarise_dicom(head: bytes, *, whole: bool) -> Header:
-    """The header of the file that starts with these bytes.
+def summarise_dicom(head: bytes, elements: Elements, *, whole: bool) -> Header:
+    """The header of the file that starts with these bytes; its `slice` is None unless SLICE_ELEMENTS are read.
 
     Raises EOFError when more bytes are needed (never if ``whole``), ImageError when there is no image in it.
     """
@@ -81,13 +95,14 @@ def summarise_dicom(head: bytes, *, whole: bool) -> Header:
         position = body.tell()
         explicit = _has_vr(body.read(6)[4:6])
         body.seek(position)
-        found = _elements(body, explicit=explicit, little=little, last=_LAST, wanted=_WANTED, whole=whole)
+        found = _elements(body, explicit=explicit, little=little, last=_LAST, wanted=list(elements), whole=whole)
     except Exception as error:
         # Whatever pydicom stumbles over in a cut header may be mended by more bytes; its words may quote values.
         if not whole:
             raise EOFError from None
         raise ImageError(f"the DICOM header is damaged ({type(error).__name__})") from None
-    return _summary(_Elements(found, "little" if little else "big"), _class_name(found, meta))
+    values = _Elements(found, "little" if little else "big")
+    return _summary(values, _class_name(found, meta), _slice(values) if _SERIES in elements else None)
 
 
 def _body(head: bytes, stream: io.BytesIO, syntax: bytes) -> tuple[io.BytesIO, bool]:
@@ -156,25 +171,53 @@ def _class_name(found: Mapping[int, bytes], meta: Mapping[int, bytes]) -> str:
     return uid.name if uid and uid.name != uid else "of unknown kind"
 
 
-def _summary(elements: _Elements, class_name: str) -> Header:
+def _slice(elements: _Elements) -> SliceHeader:
+    return SliceHeader(
+        elements.text(_SERIES),
+        elements.text(_REFERENCE),
+        elements.text(_POSITION),
+        elements.text(_ORIENTATION),
+        elements.text(_SPACING),
+        elements.text(_PHOTOMETRIC),
+    )
+
+
+def _summary(elements: _Elements, class_name: str, place: SliceHeader | None) -> Header:
     if _ROWS not in elements.raw and _COLUMNS not in elements.raw:
         raise ImageError(f"a DICOM file without an image in it ({class_name})")
     samples = elements.word(_SAMPLES) or 1
-    palette = elements.text(_PHOTOMETRIC) == b"PALETTE COLOR"
+    photometric = elements.text(_PHOTOMETRIC)
     modality = elements.text(_MODALITY)
     burned_in = {b"YES": True, b"NO": False}.get(elements.text(_BURNED_IN))
     return Header(
         format="dicom",
         height=elements.required(_ROWS, "Rows"),
         width=elements.required(_COLUMNS, "Columns"),
-        channels=3 if palette else samples,
+        channels=3 if photometric == b"PALETTE COLOR" else samples,
         bits=elements.word(_STORED) or elements.required(_ALLOCATED, "BitsAllocated"),
         frames=_frames(elements.text(_FRAMES)),
         # Anything but a plain code is not a modality, and could be anything.
         modality=modality.decode() if _CODE.fullmatch(modality) else None,
         burned_in=burned_in,
+        spacing=_spacing(elements.text(_SPACING)) or _spacing(elements.text(_IMAGER_SPACING)),
+        slice=place,
         patient=elements.text(_PATIENT) or None,
     )
+
+
+def decimals(text: bytes, count: int) -> tuple[float, ...] | None:
+    """The numbers of a decimal string as written, or None unless there are `count`, all finite."""
+    try:
+        numbers = tuple(map(float, text.split(b"\\")))
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _spacing(text: bytes) -> tuple[float, ...] | None:
+    """mm between rows, and between columns."""
+    spacing = decimals(text, 2) if text else None
+    return spacing if spacing is not None and min(spacing) > 0 and max(spacing) < _WIDEST else None
 
 
 def _frames(text: bytes) -> int:

@@ -70,36 +70,53 @@ class Display:
         shown = stored if padding is None else stored[~padding]
         if shown.size == 0:
             return np.zeros(stored.shape, np.float32)
-        voi = self.voi or self._full_range(shown)
+        voi = self.voi or full_range(*self.modality.extremes(shown))
         image = self._mapped(stored, voi)
         if padding is not None:
             image[padding] = 0.0
         return image
-
-    def _full_range(self, shown: Array) -> Window:
-        low, high = self.modality.extremes(shown)
-        if low == high:
-            # A flat image has no contrast to stretch; all of it is as dark as the range gets.
-            return Window(high + 0.5, 1.0, "LINEAR_EXACT")
-        return Window((low + high) / 2.0, high - low, "LINEAR_EXACT")
 
     def _mapped(self, stored: Array, voi: Window | LookupTable) -> NDArray[np.float32]:
         low, high = stored.min(), stored.max()
         if stored.dtype.kind in "iu" and int(high) - int(low) < stored.size:
             # Fewer values than pixels: compute each value once, then look the pixels up.
             levels = np.arange(int(low), int(high) + 1)
-            return _looked_up(self._shown(levels, voi), stored, low)
-        return self._shown(stored, voi)
+            return _looked_up(_shown(self.modality(levels), voi, self.inverted), stored, low)
+        return _shown(self.modality(stored), voi, self.inverted)
 
-    def _shown(self, values: Array, voi: Window | LookupTable) -> NDArray[np.float32]:
-        shown = voi(self.modality(values))
-        if isinstance(voi, LookupTable):
-            shown = shown / voi.top
-        if np.isnan(shown).any():
-            raise ImageError("the rescale and window numbers in the header are too large to reckon with")
-        if self.inverted:
-            shown = 1.0 - shown
-        return np.clip(shown, 0.0, 1.0).astype(np.float32)
+
+def full_range(low: float, high: float) -> Window:
+    """The window from the darkest to the brightest value."""
+    if low == high:
+        # A flat image has no contrast to stretch; all of it is as dark as the range gets.
+        return Window(high + 0.5, 1.0, "LINEAR_EXACT")
+    return Window((low + high) / 2.0, high - low, "LINEAR_EXACT")
+
+
+def render_volume(
+    values: Array, modality: Rescale, voi: Window | LookupTable, *, inverted: bool
+) -> NDArray[np.float32]:
+    """values [d,h,w] any real type, NaN where there is no image -> [d,h,w,1] in [0,1]; no image is 0 (dark)."""
+    volume = np.empty((*values.shape, 1), np.float32)
+    for plane, shown in zip(values, volume[..., 0], strict=True):
+        empty = np.isnan(plane) if plane.dtype.kind == "f" else None
+        present = plane if empty is None else np.where(empty, 0, plane)
+        shown[...] = _shown(modality(present), voi, inverted)
+        if empty is not None:
+            shown[empty] = 0.0
+    return volume
+
+
+def _shown(values: Array, voi: Window | LookupTable, inverted: bool) -> NDArray[np.float32]:
+    """Modality values to [0, 1], of any shape."""
+    shown = voi(values)
+    if isinstance(voi, LookupTable):
+        shown = shown / voi.top
+    if np.isnan(shown).any():
+        raise ImageError("the rescale and window numbers in the header are too large to reckon with")
+    if inverted:
+        shown = 1.0 - shown
+    return np.clip(shown, 0.0, 1.0).astype(np.float32)
 
 
 def read_display(dataset: Dataset, frame: int, choice: WindowChoice) -> Display:
@@ -108,14 +125,15 @@ def read_display(dataset: Dataset, frame: int, choice: WindowChoice) -> Display:
     Raises ImageError for numbers and tables that cannot be read.
     """
     return Display(
-        modality=_modality(dataset, frame),
-        voi=_voi(_macro(dataset, frame, "FrameVOILUTSequence"), choice),
+        modality=read_modality(dataset, frame),
+        voi=_voi(macro(dataset, frame, "FrameVOILUTSequence"), choice),
         inverted=value(dataset, "PhotometricInterpretation") == "MONOCHROME1",
     )
 
 
-def _modality(dataset: Dataset, frame: int) -> Rescale | LookupTable:
-    source = _macro(dataset, frame, "PixelValueTransformationSequence")
+def read_modality(dataset: Dataset, frame: int) -> Rescale | LookupTable:
+    """From stored values to the modality's unit. Raises ImageError for numbers and tables that cannot be read."""
+    source = macro(dataset, frame, "PixelValueTransformationSequence")
     if tables := value(source, "ModalityLUTSequence"):
         return lookup_table(tables[0], "LUT")
     slope, intercept = number(source, "RescaleSlope"), number(source, "RescaleIntercept")
@@ -154,11 +172,12 @@ def _within(index: Any, count: int) -> int:
     return int(np.clip(index, 0, count - 1))
 
 
-def _macro(dataset: Dataset, frame: int, keyword: str) -> Dataset:
+def macro(dataset: Dataset, frame: int, keyword: str) -> Dataset:
+    """The functional group of a frame of an enhanced image, its own or the shared one; else the data set itself."""
     for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = value(dataset, groups)
-        if items and index < len(items) and (macro := value(items[index], keyword)):
-            found: Dataset = macro[0]
+        if items and index < len(items) and (group := value(items[index], keyword)):
+            found: Dataset = group[0]
             return found
     return dataset
 

@@ -1,17 +1,19 @@
 """What an image file says about itself, from as few of its bytes as possible. By content, never by name."""
 
 from storage.containers import Stream
-from storage.dicom_summary import is_dicom, summarise_dicom
+from storage.dicom_summary import IMAGE_ELEMENTS, Elements, is_dicom, summarise_dicom
 from storage.errors import ImageError
 from storage.listing import ArchiveCaps
+from storage.nifti import is_nifti, summarise_nifti
 from storage.raster_summary import raster_format, summarise_raster
 from storage.summary import Header
+from storage.volumes import refuse_large
 
 __all__ = ["Header", "read_header"]
 
 _FIRST_BYTES = 16 << 10
 _GROWTH = 8
-_EXPECTED = "expected DICOM, PNG, JPEG or TIFF"
+_EXPECTED = "expected DICOM, PNG, JPEG, TIFF or NIfTI"
 _OTHERS = {
     b"GIF8": "a GIF picture",
     b"BM": "a BMP picture",
@@ -26,33 +28,35 @@ _OTHERS = {
 }
 
 
-def read_header(stream: Stream, caps: ArchiveCaps) -> Header:
-    """The header of the image file that ``stream`` starts.
+def read_header(stream: Stream, caps: ArchiveCaps, elements: Elements = IMAGE_ELEMENTS) -> Header:
+    """The header of the image file that ``stream`` starts; ``elements`` are what is read of DICOM.
 
     Raises ImageError with the reason when it is no image, is damaged, or declares more than the caps allow.
     """
-    header = _shortest(stream)
+    header = _shortest(stream, elements)
     _hold_to(caps, header)
     return header
 
 
-def _shortest(stream: Stream) -> Header:
+def _shortest(stream: Stream, elements: Elements) -> Header:
     """The header from a growing head of the file; the whole of it, at worst."""
     head, wanted = b"", _FIRST_BYTES
     while len(head := head + stream.read(wanted - len(head))) == wanted:
         try:
-            return _summarise(head, whole=False)
+            return _summarise(head, elements, whole=False)
         except EOFError:
             wanted *= _GROWTH
-    return _summarise(head, whole=True)
+    return _summarise(head, elements, whole=True)
 
 
-def _summarise(head: bytes, *, whole: bool) -> Header:
-    raster = raster_format(head)
+def _summarise(head: bytes, elements: Elements, *, whole: bool) -> Header:
     if is_dicom(head):
-        return summarise_dicom(head, whole=whole)
+        return summarise_dicom(head, elements, whole=whole)
+    raster = raster_format(head)
     if raster is not None:
         return summarise_raster(head, raster, whole=whole)
+    if is_nifti(head):
+        return summarise_nifti(head)
     raise ImageError(_stranger(head))
 
 
@@ -82,5 +86,7 @@ def _hold_to(caps: ArchiveCaps, header: Header) -> None:
             f"a frame of {header.height} x {header.width} x {header.channels} samples, "
             f"more than the {caps.pixels} allowed (archive.caps.pixels)"
         )
+    if header.depth > 1:
+        refuse_large((header.depth, header.height, header.width), caps.voxels)
     if header.frames > caps.frames:
         raise ImageError(f"{header.frames} frames, more than the {caps.frames} allowed (archive.caps.frames)")

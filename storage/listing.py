@@ -12,6 +12,7 @@ class ArchiveCaps:
     ratio: float = 200.0
     nesting: int = 2
     pixels: int = 100_000_000
+    voxels: int = 1 << 30
     frames: int = 100_000
 
 

@@ -19,10 +19,12 @@ from pydicom.uid import (
 )
 
 from storage.archive import Stream
+from storage.dicom_summary import SLICE_ELEMENTS
 from storage.errors import ImageError
 from storage.headers import Header, read_header
 from storage.listing import ArchiveCaps
 from storage.quiet import quiet
+from storage.summary import SliceHeader
 from tests.storage.sample_files import dicom, raster
 
 CANARY = "MUSTERMANN"
@@ -47,20 +49,42 @@ class _Counting(io.BytesIO):
 
 def _header(payload: bytes, **caps: int) -> Header:
     with quiet("pydicom"):
-        return read_header(Stream(io.BytesIO(payload)), ArchiveCaps(**caps))  # type: ignore[arg-type]
+        return read_header(Stream(io.BytesIO(payload)), ArchiveCaps(**caps), SLICE_ELEMENTS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("preamble", [True, False])
 def test_dicom_is_recognised_in_every_encoding_with_its_preamble_or_without(syntax: str, preamble: bool) -> None:
     payload = dicom(
-        syntax=syntax, rows=7, columns=9, frames=5, PatientID=CANARY, BurnedInAnnotation="YES", BitsStored=6, HighBit=5
-    )
+        syntax=syntax, rows=7, columns=9, frames=5, PatientID=CANARY, BurnedInAnnotation="YES", BitsStored=6, HighBit=5,
+        SeriesInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4", ImagePositionPatient=[1, -2.5, 3],
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[0.5, 0.25],
+    )  # fmt: skip
     header = _header(payload if preamble else payload[132:])
     assert header == Header(
-        "dicom", height=7, width=9, channels=1, bits=6, frames=5, modality="OT", burned_in=True, patient=CANARY.encode()
-    )
+        "dicom", height=7, width=9, channels=1, bits=6, frames=5, modality="OT", burned_in=True,
+        spacing=(0.5, 0.25), patient=CANARY.encode(),
+        slice=SliceHeader(
+            series=b"1.2.3", reference=b"1.2.4", position=b"1.0\\-2.5\\3.0",
+            orientation=b"1.0\\0.0\\0.0\\0.0\\1.0\\0.0",
+            spacing=b"0.5\\0.25", photometric=b"MONOCHROME2",
+        ),
+    )  # fmt: skip
+    assert "1.2.3" not in repr(header)
     assert CANARY not in repr(header)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [1, 1]}, (0.5, 0.25)),
+        ({"ImagerPixelSpacing": [0.143, 0.143]}, (0.143, 0.143)),
+        ({"PixelSpacing": [0, 0.25]}, None),
+        ({}, None),
+    ],
+)
+def test_spacing_is_of_the_pixels_or_else_of_the_detector(elements: dict[str, object], expected: object) -> None:
+    assert _header(dicom(**elements)).spacing == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
