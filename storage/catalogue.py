@@ -1,4 +1,4 @@
-"""The catalogue: one row an image, in an order that is the same on every machine, cut into shards."""
+"""The catalogue: one row an image or volume, in an order that is the same on every machine, cut into shards."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.archive import Archive, ArchiveFile, Stream
+from storage.dicom_summary import IMAGE_ELEMENTS, Elements
 from storage.errors import ImageError
 from storage.headers import Header, read_header
 from storage.identity import Identity
 from storage.labels import Label
 from storage.listing import ArchiveCaps
+from storage.nifti import refuse_bomb
 from storage.quiet import quiet
 from storage.records import Box, CatalogueRow, Rejection
 
@@ -26,16 +28,19 @@ _FIELDS = [
     ("modality", pa.string()),
     ("frame", pa.int32()),
     ("frames", pa.int32()),
+    ("depth", pa.int32()),
     ("height", pa.int32()),
     ("width", pa.int32()),
     ("channels", pa.int32()),
     ("bits", pa.int32()),
+    ("spacing", pa.list_(pa.float64())),
     ("burned_in", pa.bool_()),
     ("labels", pa.list_(pa.string())),
     ("boxes", pa.list_(_BOX)),
     ("split", pa.string()),
     ("private_location", pa.string()),
     ("private_bytes", pa.int64()),
+    ("private_slices", pa.list_(pa.string())),
 ]
 _PLAIN_SCHEMA = pa.schema(_FIELDS)
 CATALOGUE_SCHEMA = pa.schema([("row", pa.int64()), ("shard", pa.int32()), *_FIELDS])
@@ -69,11 +74,13 @@ def catalogue_files(
     with quiet("pydicom"):
         for location, stream in archive.streams(sizes):
             try:
-                header = _header(stream, sizes[location], caps)
+                header = header_of(stream, sizes[location], caps)
+                if header.depth > 1:
+                    raise ImageError("a volume (NIfTI): set archive.images: volumes")
             except ImageError as error:
                 rejections.append(reject(identity, location, str(error)))
                 continue
-            first = _row(header, location, sizes[location], identity, (labels or {}).get(location, _UNLABELLED))
+            first = row_of(header, location, sizes[location], identity, (labels or {}).get(location, _UNLABELLED))
             boxed = dataclasses.replace(first, boxes=boxes[location]) if boxes and location in boxes else first
             for frame in chosen_frames(header.frames, frames):
                 rows.append(boxed if frame == 0 else _at_frame(boxed, frame, identity))
@@ -92,18 +99,21 @@ def chosen_frames(count: int, frames: Frames) -> Sequence[int]:
     return range(0, count, 1 if frames == "all" else int(frames))
 
 
-def _header(stream: Stream | ImageError, size: int, caps: ArchiveCaps) -> Header:
+def header_of(stream: Stream | ImageError, size: int, caps: ArchiveCaps, elements: Elements = IMAGE_ELEMENTS) -> Header:
+    """The header of a file of ``size`` bytes. Raises ImageError."""
     if isinstance(stream, ImageError):
         raise stream
     if size > caps.file_bytes:
         raise ImageError(
             f"the file has {size} bytes, more than the {caps.file_bytes} allowed (archive.caps.file_bytes)"
         )
-    return read_header(stream, caps)
+    header = read_header(stream, caps, elements)
+    refuse_bomb(header.unpacked, size, file_bytes=caps.file_bytes, ratio=caps.ratio)
+    return header
 
 
-def _row(header: Header, location: str, size: int, identity: Identity, label: Label) -> CatalogueRow:
-    """The row of the first frame."""
+def row_of(header: Header, location: str, size: int, identity: Identity, label: Label) -> CatalogueRow:
+    """The row of a file: of its first frame."""
     patient = label.patient or header.patient
     return CatalogueRow(
         id=identity.image(location),
@@ -112,16 +122,19 @@ def _row(header: Header, location: str, size: int, identity: Identity, label: La
         modality=header.modality,
         frame=0,
         frames=header.frames,
+        depth=header.depth,
         height=header.height,
         width=header.width,
         channels=header.channels,
         bits=header.bits,
+        spacing=header.spacing,
         burned_in=header.burned_in,
         labels=label.labels,
         boxes=None,
         split=label.split,
         private_location=location,
         private_bytes=size,
+        private_slices=None,
     )
 
 
@@ -186,8 +199,9 @@ def shard_length(decoded_bytes: np.ndarray[Any, np.dtype[np.int64]], *, shard_im
 
 
 def decoded_bytes(readable: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    sides = [np.asarray(readable[name].to_numpy(), dtype=np.int64) for name in ("height", "width", "channels")]
-    return sides[0] * sides[1] * sides[2] * np.dtype(np.float32).itemsize
+    """Of each row, as float32."""
+    sides = [np.asarray(readable[name].to_numpy(), dtype=np.int64) for name in ("depth", "height", "width", "channels")]
+    return sides[0] * sides[1] * sides[2] * sides[3] * np.dtype(np.float32).itemsize
 
 
 def shard_images(table: pa.Table) -> int:
@@ -216,9 +230,10 @@ def catalogue_rows(table: pa.Table, start: int = 0, stop: int | None = None) -> 
 
 
 def _record(values: dict[str, Any]) -> CatalogueRow:
-    labels, boxes = values.pop("labels"), values.pop("boxes")
+    boxes = values.pop("boxes")
+    for name in ("labels", "spacing", "private_slices"):
+        values[name] = None if values[name] is None else tuple(values[name])
     return CatalogueRow(
-        labels=None if labels is None else tuple(labels),
         boxes=None if boxes is None else tuple(Box(**box) for box in boxes),
         **values,
     )

@@ -55,6 +55,10 @@ class Identity:
         text = patient_id.encode("utf-8", "surrogatepass") if isinstance(patient_id, str) else patient_id
         return self._digest(b"patient", text.strip(b" \0"))
 
+    def uid(self, uid: bytes) -> str:
+        """The id of a DICOM UID, as written: of a series, or of a frame of reference. UIDs lead back to patients."""
+        return self._digest(b"uid", uid.strip(b" \0"))
+
     def _digest(self, *parts: bytes) -> str:
         # Neither a location nor a Patient ID can hold a NUL, so joined parts are never ambiguous.
         return hmac.digest(self.key, b"\0".join(parts), "sha256").hex()[:32]

@@ -12,7 +12,7 @@ from storage.containers import SUFFIX
 from storage.errors import ConfigurationError
 from storage.records import Box
 
-_IMAGE_SUFFIX = re.compile(r"\.(dcm|dicom|png|jpe?g|tiff?)$", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"\.(dcm|dicom|png|jpe?g|tiff?|nii(\.gz)?)$", re.IGNORECASE)
 _YES = {"1", "1.0", "true"}
 _NO = {"0", "0.0", "false"}
 
@@ -118,6 +118,52 @@ def resolve(named: Mapping[str, _Value], locations: Collection[str]) -> Resolved
         else:
             found[location] = value
     return Resolved(found, unmatched)
+
+
+def resolve_with_folders(named: Mapping[str, _Value], locations: Collection[str]) -> Resolved[_Value]:
+    """Like :func:`resolve`; a name may also be that of a folder or container, and then speaks of all files below it.
+
+    A file's own name goes before its folders', an inner folder before an outer one. A file name and a folder of the
+    same name match only if the file lies in the folder: else nobody knows which is meant.
+    """
+    above: dict[str, list[str]] = {}  # of each folder, it and those above it, the innermost first
+    for location in locations:
+        folder = location.rpartition("/")[0]
+        if folder not in above:
+            above[folder] = [*_and_above(folder)]
+    folders = {folder for chain in above.values() for folder in chain}
+    files = set(locations)
+    files_by_name, folders_by_name = _unique_by_name(files), _unique_by_name(folders)
+    of_files: dict[str, _Value] = {}
+    of_folders: dict[str, _Value] = {}
+    for name, value in named.items():
+        if name in files:
+            of_files[name] = value
+        elif (path := name.rstrip("/")) in folders:
+            of_folders[path] = value
+        else:
+            file, folder_named = files_by_name.get(name), folders_by_name.get(name)
+            if folder_named is not None and (
+                file is None or file.startswith((f"{folder_named}/", f"{folder_named}!/"))
+            ):
+                of_folders[folder_named] = value
+            elif file is not None and folder_named is None:
+                of_files[file] = value
+    found: dict[str, _Value] = {}
+    for location in locations:
+        if location in of_files:
+            found[location] = of_files[location]
+            continue
+        nearest = next((path for path in above[location.rpartition("/")[0]] if path in of_folders), None)
+        if nearest is not None:
+            found[location] = of_folders[nearest]
+    return Resolved(found, len(named) - len(of_files) - len(of_folders))
+
+
+def _and_above(folder: str) -> Iterator[str]:
+    while folder:
+        yield folder.removesuffix("!")
+        folder = folder.rpartition("/")[0]
 
 
 def _unique_by_name(locations: Collection[str]) -> dict[str, str]:

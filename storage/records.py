@@ -16,29 +16,32 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueRow:
-    """One image (or one frame of a multi-frame file) of the archive.
+    """One image (or one frame of a multi-frame file) of the archive, or one volume.
 
-    ``private_location`` is the only field that may identify a patient; it never
-    leaves the catalogue. The location is the path below the archive's root with ``/`` separators;
-    ``!/`` steps into a container: ``2019/chest.zip!/a/b.dcm``.
+    Only the ``private_`` fields may identify a patient; they never leave the catalogue.
+    The location is the path below the archive's root with ``/`` separators; ``!/`` steps into a
+    container: ``2019/chest.zip!/a/b.dcm``.
     """
 
     id: str  # keyed HMAC of location and frame, 32 hex digits
     patient: str | None  # keyed HMAC of the patient id, 32 hex digits
-    format: str  # dicom | png | jpeg | tiff
+    format: str  # dicom | png | jpeg | tiff | nifti
     modality: str | None  # DICOM modality code (CR, DX, CT, ...), None for rasters
     frame: int  # 0-based
     frames: int  # frames in the file
+    depth: int  # slices of a volume, as decoded; of a multi-frame file, its frames; 1: an image
     height: int
     width: int
     channels: int  # as stored: 1 or 3 (palette counts as 3), 2 or 4 with alpha
     bits: int  # stored bits a sample
+    spacing: tuple[float, ...] | None  # mm between rows and columns; of a volume, between slices, rows and columns
     burned_in: bool | None  # DICOM BurnedInAnnotation; None: not said
     labels: tuple[str, ...] | None  # positive labels; () labelled but none positive; None unlabelled
     boxes: tuple[Box, ...] | None
     split: str | None
-    private_location: str
-    private_bytes: int  # size of the file's bytes
+    private_location: str  # of a series: of the first of its files by name
+    private_bytes: int  # size of the file's bytes; of a series: of all
+    private_slices: tuple[str, ...] | None  # locations of a series' files by position; None: one file
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A catalogue has one row an image, the same on every machine, and loses nothing that was found."""
 
+import gzip
 import os
 import random
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from storage.identity import Identity
 from storage.labels import Label
 from storage.records import Box, CatalogueRow
 from tests.storage.sample_files import dicom, raster, zipped
+from tests.storage.volume_files import nifti, ramp
 
 IDENTITY = Identity(b"k" * 32)
 CANARY = "MUSTERMANN"
@@ -56,7 +58,7 @@ def test_every_file_is_a_row_or_a_rejection(tmp_path: Path) -> None:
     )
     assert [row.frame for row in rows if row.private_location == "x.zip!/in.dcm"] == [0, 1, 2, 3]
     assert {location: rejection.reason for rejection, location in rejections} == {
-        "notes.txt": "a text file; expected DICOM, PNG, JPEG or TIFF",
+        "notes.txt": "a text file; expected DICOM, PNG, JPEG, TIFF or NIfTI",
         "x.zip!/bad.dcm": "the file is empty",
     }
 
@@ -197,3 +199,13 @@ def test_every_real_test_file_is_a_row_or_a_rejection_that_a_person_understands(
     )
     assert [rejection.reason for rejection, _ in rejections if not rejection.reason.startswith(understood)] == []
     assert isinstance(assemble(rows, rejections, shard_images=16, shard_bytes=512 << 20), pa.Table)
+
+
+def test_a_catalogue_of_images_names_the_key_that_takes_volumes_and_keeps_the_spacing(tmp_path: Path) -> None:
+    for name, payload in {"v.nii": nifti(ramp()), "v.nii.gz": gzip.compress(nifti(ramp()))}.items():
+        (tmp_path / name).write_bytes(payload)
+    (tmp_path / "a.dcm").write_bytes(dicom(PixelSpacing=[0.75, 0.5]))
+    (row,), rejections = _catalogue(Archive.open(str(tmp_path)))
+    assert (row.depth, row.spacing, row.private_slices) == (1, (0.75, 0.5), None)
+    assert {rejection.reason for rejection, _ in rejections} == {"a volume (NIfTI): set archive.images: volumes"}
+    assert len(rejections) == 2

@@ -11,6 +11,7 @@ from storage.labels import (
     read_boxes,
     read_labels,
     resolve,
+    resolve_with_folders,
 )
 from storage.records import Box
 
@@ -113,3 +114,31 @@ def test_the_innermost_folder_is_the_label() -> None:
         "x.zip!/Nodule/c.png": Label(("Nodule",)),
         "No Finding/d.png": Label(()),
     }
+
+
+SLICES = ["a/ct/1.dcm", "a/ct/2.dcm", "a/mr/1.dcm", "b.zip!/x/1.dcm", "b.zip!/2.dcm", "c/c.nii.gz", "top.nii"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "unmatched"),
+    [
+        (["a/ct"], {"a/ct": SLICES[:2]}, 0),
+        (["a/ct/", "mr"], {"a/ct/": SLICES[:2], "mr": SLICES[2:3]}, 0),
+        (["a", "a/mr"], {"a": SLICES[:2], "a/mr": SLICES[2:3]}, 0),
+        (["a", "a/ct/1.dcm"], {"a": SLICES[1:3], "a/ct/1.dcm": SLICES[:1]}, 0),
+        (["b.zip", "b.zip!/x"], {"b.zip": SLICES[4:5], "b.zip!/x": SLICES[3:4]}, 0),
+        (["c", "top"], {"c": SLICES[5:6], "top": SLICES[6:]}, 0),
+        (["1.dcm", "nowhere", "b.zip!"], {}, 3),
+    ],
+)
+def test_a_name_may_be_a_folders_and_then_speaks_of_all_below_it(
+    names: list[str], expected: dict[str, list[str]], unmatched: int
+) -> None:
+    found = resolve_with_folders({name: name for name in names}, SLICES)
+    assert found.by_location == {location: name for name, locations in expected.items() for location in locations}
+    assert found.unmatched == unmatched
+
+
+def test_a_name_that_a_file_and_another_folder_have_means_nobody_knows_which() -> None:
+    found = resolve_with_folders({"1": "?"}, ["a/1/x.dcm", "b/1.dcm"])
+    assert (found.by_location, found.unmatched) == ({}, 1)
