@@ -18,7 +18,6 @@ import ray
 from storage.archive import Archive
 from storage.arrays import create_maps, write_arrays
 from storage.catalogue import ids_digest
-from storage.decode import DecodeOptions
 from storage.errors import ArchiveError, ModelError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
@@ -27,7 +26,7 @@ from storage.tables import read_table, write_table
 from tasks.cams.names import MethodName
 from tasks.cams.scaling import CommonScale
 from tasks.profile import Profile
-from workflows.cataloguing import build_catalogue, listing_digest, open_archive
+from workflows.cataloguing import build_catalogue, decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
 from workflows.commits import MapsCommit, ProfileCommit
 from workflows.configuration import Configuration
@@ -113,9 +112,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     facts = archive_facts(read_table(run, "catalogue.parquet", FACTS_COLUMNS))
     settings = settle(configuration, audit.model.description, facts)
     audit.progress.note(freeze(configuration, audit.model, facts, settings, audit.placement).text())
-    reader = ShardReader(
-        run, audit.archive, DecodeOptions(configuration.archive.window, configuration.archive.caps.pixels)
-    )
+    reader = ShardReader(run, audit.archive, decode_options(configuration.archive))
     package = ray.put(audit.model.package)
     state["shards"] = {"count": facts.shards, "images": facts.shard_images}
     with _timed(audit, state, "profile", facts.images):

@@ -3,19 +3,31 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
 from storage.catalogue import Frames, Located, arrange, catalogue_files, reject, rejected_table, rows_to_table
+from storage.decode import DecodeOptions
 from storage.documents import read_document
 from storage.errors import ArchiveError, ConfigurationError
 from storage.identity import Identity
-from storage.labels import BoxColumns, Label, LabelColumns, folder_labels, read_boxes, read_labels, resolve
+from storage.labels import (
+    BoxColumns,
+    Label,
+    LabelColumns,
+    folder_labels,
+    read_boxes,
+    read_labels,
+    resolve,
+    resolve_with_folders,
+)
 from storage.records import Box
+from storage.series import assemble_volumes, catalogue_slices, no_slices
 from workflows import configuration
 from workflows.progress import Progress
 
@@ -24,6 +36,8 @@ _CHUNKS_A_CPU = 4
 _STAGE = "catalogue"
 # From here on, unpacking a compressed tar from its start for every shard is worth a word.
 _LONG_SCAN_BYTES = 1 << 30
+_EMPTY_SPLIT = "archive.split: no file of the archive belongs to it by the label file"
+_UNLABELLED = Label()
 _KILLED = "reading its header ended the process that read it"
 
 
@@ -48,6 +62,20 @@ def open_archive(archive: configuration.Archive) -> Archive:
     )
 
 
+def decode_options(archive: configuration.Archive) -> DecodeOptions:
+    """How the archive's files become pixels, as configured."""
+    caps = archive.caps
+    return DecodeOptions(
+        window=archive.window,
+        pixels=caps.pixels,
+        voxels=caps.voxels,
+        range=archive.range,
+        uneven=archive.uneven,
+        file_bytes=caps.file_bytes,
+        ratio=caps.ratio,
+    )
+
+
 def listing_digest(archive: configuration.Archive) -> str:
     """SHA-256 over what the archive's root lists and over the label and box files: differs when any of them changed.
 
@@ -67,19 +95,36 @@ def build_catalogue(
     outer = list(archive.outer_files())
     files, refused = _listed(archive, outer)
     labels, boxes = _annotations(archive_configuration, [file.location for file in files], progress)
-    if archive_configuration.split is not None:
-        files = [file for file in files if labels.get(file.location, Label()).split == archive_configuration.split]
+    split = archive_configuration.split
+    if split is not None:
+        if archive_configuration.images == "frames":
+            files = [file for file in files if labels.get(file.location, _UNLABELLED).split == split]
         if refused:
             progress.note(f"{len(refused)} refused item(s) belong to no split and are left out")
         refused = []
         if not files:
-            raise ArchiveError("archive.split: no file of the archive belongs to it by the label file")
+            raise ArchiveError(_EMPTY_SPLIT)
     _tell_long_scans(archive, files, progress)
     identity = Identity.load(file=archive_configuration.key.file, env=archive_configuration.key.env)
-    reading = _Reading(archive, identity, archive_configuration.frames, labels, boxes)
-    tables, rejections = _read_headers(reading, files, progress)
+    chosen = archive_configuration.frames if archive_configuration.images == "frames" else "volumes"
+    reading = _Reading(archive, identity, chosen, labels, boxes)
+    readable, slices, rejections = _read_headers(reading, files, progress)
+    if archive_configuration.images == "volumes":
+        if split is not None:  # not before, as a label may name one slice and mean its volume
+            readable = readable.filter(pc.equal(readable["split"], split))
+            rejections = [item for item in rejections if labels.get(item[1], _UNLABELLED).split == split]
+        volumes, faults = assemble_volumes(
+            slices,
+            identity=identity,
+            uneven=archive_configuration.uneven,
+            voxels=archive.caps.voxels,
+            split=split,
+        )
+        readable = pa.concat_tables([readable, rows_to_table(volumes)])
+        rejections.extend(faults)
+        if split is not None and not len(readable) and not rejections:
+            raise ArchiveError(_EMPTY_SPLIT)
     rejections.extend(reject(identity, item.location, item.reason) for item in refused)
-    readable = pa.concat_tables([rows_to_table([]), *tables])
     return BuiltCatalogue(
         arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes),
         rejected_table(rejection for rejection, _ in sorted(rejections, key=lambda item: item[1])),
@@ -95,7 +140,7 @@ class _Reading:
 
     archive: Archive
     identity: Identity
-    frames: Frames
+    chosen: Frames | Literal["volumes"]
     labels: Mapping[str, Label]
     boxes: Mapping[str, tuple[Box, ...]]
 
@@ -136,7 +181,8 @@ def _annotations(
     if archive.labels is not None and archive.labels.folders:
         labels = folder_labels(locations, healthy=archive.labels.healthy)
     elif archive.labels is not None and archive.labels.file is not None:
-        found = resolve(
+        find = resolve_with_folders if archive.images == "volumes" else resolve
+        found = find(
             read_labels(read_document(archive.labels.file, "archive.labels.file"), _label_columns(archive.labels)),
             locations,
         )
@@ -196,12 +242,16 @@ def _chunks(archive: Archive, files: Sequence[ArchiveFile]) -> Iterator[Sequence
 
 def _read_headers(
     reading: _Reading, files: Sequence[ArchiveFile], progress: Progress
-) -> tuple[list[pa.Table], list[Located]]:
-    """Read all headers, a bounded number of tasks at a time; a chunk whose process dies is halved."""
-    shared = ray.put((reading.archive, reading.identity, reading.frames))
+) -> tuple[pa.Table, pa.Table, list[Located]]:
+    """Rows, slices and rejections of all headers: a bounded number of tasks at a time.
+
+    A chunk whose process dies is halved.
+    """
+    shared = ray.put((reading.archive, reading.identity, reading.chosen))
     waiting = list(_chunks(reading.archive, files))[::-1]
     running: dict[Any, Sequence[ArchiveFile]] = {}
-    tables: list[pa.Table] = []
+    tables: list[pa.Table] = [rows_to_table([])]
+    slices: list[pa.Table] = [no_slices()]
     rejections: list[Located] = []
     progress.start(_STAGE, len(files), "files")
     while waiting or running:
@@ -213,17 +263,19 @@ def _read_headers(
         for reference in done:
             chunk = running.pop(reference)
             try:
-                table, rejected = ray.get(reference)
+                table, found, rejected = ray.get(reference)
             except (WorkerCrashedError, OutOfMemoryError):
                 if len(chunk) > 1:
                     waiting.extend((chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]))
                     continue
-                table, rejected = rows_to_table([]), [reject(reading.identity, chunk[0].location, _KILLED)]
-            tables.append(table)
-            rejections.extend(rejected)
+                rejections.append(reject(reading.identity, chunk[0].location, _KILLED))
+            else:
+                tables.append(table)
+                slices.append(found)
+                rejections.extend(rejected)
             progress.advance(_STAGE, len(chunk))
     progress.finish(_STAGE)
-    return tables, rejections
+    return pa.concat_tables(tables), pa.concat_tables(slices), rejections
 
 
 def _submit(shared: Any, reading: _Reading, chunk: Sequence[ArchiveFile]) -> Any:
@@ -235,11 +287,14 @@ def _submit(shared: Any, reading: _Reading, chunk: Sequence[ArchiveFile]) -> Any
 
 @ray.remote(num_cpus=1, max_retries=1)
 def _catalogue_chunk(
-    shared: tuple[Archive, Identity, Frames],
+    shared: tuple[Archive, Identity, Frames | Literal["volumes"]],
     files: Sequence[ArchiveFile],
     labels: Mapping[str, Label],
     boxes: Mapping[str, tuple[Box, ...]],
-) -> tuple[pa.Table, list[Located]]:
-    archive, identity, frames = shared
-    rows, rejections = catalogue_files(archive, files, identity=identity, frames=frames, labels=labels, boxes=boxes)
-    return rows_to_table(rows), rejections
+) -> tuple[pa.Table, pa.Table, list[Located]]:
+    archive, identity, chosen = shared
+    if chosen == "volumes":
+        rows, slices, rejections = catalogue_slices(archive, files, identity=identity, labels=labels)
+        return rows_to_table(rows), slices, rejections
+    rows, rejections = catalogue_files(archive, files, identity=identity, frames=chosen, labels=labels, boxes=boxes)
+    return rows_to_table(rows), no_slices(), rejections

@@ -67,6 +67,7 @@ class Caps(_Section):
     nesting: int = Field(2, ge=0, description="containers inside containers")
     pixels: _Positive = Field(100_000_000, description="rows x columns x samples of one frame")
     frames: _Positive = Field(100_000, description="frames of one file")
+    voxels: _Positive = Field(1 << 30, description="slices x rows x columns of one volume, resampled where it is")
 
 
 class Archive(_Section):
@@ -75,7 +76,16 @@ class Archive(_Section):
     location: str = Field(description="folder, .zip, .tar, .tar.gz, or object-store URL")
     include: list[str] = Field(["**"], description="globs on the path below the root")
     exclude: list[str] = Field([], description="globs that are not part of the archive (label files)")
+    images: Literal["frames", "volumes"] = Field(
+        "frames", description="each frame is an image, or each DICOM series, multi-frame or NIfTI file is a volume"
+    )
     frames: Literal["all", "middle"] | _Positive = Field("middle", description="all, middle, or n for every n-th")
+    uneven: Literal["reject", "resample"] = Field(
+        "reject", description="volumes with missing slices or uneven gaps; resample interpolates between slices"
+    )
+    range: tuple[float, float] | None = Field(
+        None, description="of volumes: values (Hounsfield) shown as black and white; none: the middle slice's window"
+    )
     labels: Labels | None = None
     boxes: Boxes | None = None
     split: str | None = Field(None, description="audit only this split")
@@ -83,6 +93,18 @@ class Archive(_Section):
     caps: Caps = Caps()
     window: int | Literal["widest", "narrowest"] = Field(0, description="which of several windows, by index or width")
     allowed_rejected: float = Field(1.0, ge=0, le=1, description="share of rejects above which the exit code is 3")
+
+    @model_validator(mode="after")
+    def _frames_or_volumes(self) -> "Archive":
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(f"range: expected low < high, got {self.range[0]:g} and {self.range[1]:g}")
+        if self.images == "volumes" and (self.boxes is not None or self.frames != "middle"):
+            raise ValueError(
+                "images: volumes goes with neither boxes nor frames: boxes and frames are of single images"
+            )
+        if self.images == "frames" and (self.range is not None or self.uneven != "reject"):
+            raise ValueError("range and uneven are for images: volumes; single images are shown by their window")
+        return self
 
 
 class Input(_Section):

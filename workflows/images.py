@@ -18,6 +18,7 @@ class Images:
     rows: np.ndarray[Any, Any]  # int64 [N]
     ids: list[str]
     pixels: list[np.ndarray[Any, Any]]
+    spacing: list[tuple[float, ...] | None]  # mm between rows and columns; of volumes: slices, rows and columns
     truth: Truth
     rejected: dict[str, str]
 
@@ -30,12 +31,14 @@ class Images:
         ids, reasons = block["id"].to_pylist(), block["reason"].to_pylist()
         labels = block["labels"].to_pylist()
         pixels = block["pixels"].combine_chunks()
+        spacing = block["spacing"].to_pylist()
         shapes, dtypes = block["shape"].to_pylist(), block["dtype"].to_pylist()
         return cls(
             shard=shards.pop(),
             rows=block["row"].to_numpy()[good],
             ids=[ids[index] for index in good],
             pixels=[np.frombuffer(pixels[index].as_buffer(), dtypes[index]).reshape(shapes[index]) for index in good],
+            spacing=[None if spacing[index] is None else tuple(spacing[index]) for index in good],
             truth=truth_of([labels[index] for index in good], classes),
             rejected={ids[i]: reasons[i] for i in range(len(ids)) if reasons[i]},
         )

@@ -4,7 +4,7 @@ Runs in Ray's CPU tasks, which start fast because nothing here needs torch. One 
 commit.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage.archive import Archive
-from storage.decode import DecodeOptions, decode_frames
+from storage.decode import DecodeOptions, decode_frames, decode_volume
 from storage.errors import ImageError
 from storage.objects import Objects
 from storage.tables import read_group
 
-_Pixels = np.ndarray[Any, Any] | str  # an image, or the reason why there is none
-_COLUMNS = ["row", "id", "format", "frame", "labels", "private_location"]
+_COLUMNS = ["row", "id", "format", "frame", "depth", "spacing", "labels", "private_location", "private_slices"]
 _BLOCK = pa.schema(
     [
         ("shard", pa.int32()),
@@ -28,9 +27,18 @@ _BLOCK = pa.schema(
         ("pixels", pa.large_binary()),  # null: see reason
         ("shape", pa.list_(pa.int32())),
         ("dtype", pa.string()),
+        ("spacing", pa.list_(pa.float32())),  # mm along the shape's spatial axes; null: not known
         ("reason", pa.string()),  # why there are no pixels; "" for an image rejected earlier
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An image [h,w] or [h,w,3], or a volume [d,h,w,1]. spacing: mm along its spatial axes."""
+
+    pixels: np.ndarray[Any, Any]
+    spacing: Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +59,74 @@ class ShardReader:
         if only is not None:
             skip = {row["id"] for row in rows} - set(only)
         skip = set(skip)
-        wanted = sorted({row["private_location"] for row in rows if row["id"] not in skip})
+        unseen = [row for row in rows if row["id"] not in skip]
+        images, volumes = [row for row in unseen if row["depth"] == 1], [row for row in unseen if row["depth"] > 1]
+        decoded: dict[str, _Decoded | str] = dict.fromkeys(skip, "")
+        return _block(shard, rows, decoded | self._images(images) | self._volumes(volumes))
+
+    def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, _Decoded | str]:
         frames: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             frames.setdefault(row["private_location"], []).append(row)
-        decoded: dict[str, _Pixels] = dict.fromkeys(skip, "")
-        for location, payload in self.archive.read(wanted):
-            unseen = [row for row in frames[location] if row["id"] not in decoded]
-            decoded |= dict(zip([row["id"] for row in unseen], self._decode(payload, unseen), strict=True))
-        return _block(shard, rows, decoded)
+        decoded: dict[str, _Decoded | str] = {}
+        for location, payload in self.archive.read(sorted(frames)):
+            decoded |= {row["id"]: found for row, found in self._frames(payload, frames[location])}
+        return decoded
 
-    def _decode(self, payload: bytes | ImageError, rows: Sequence[dict[str, Any]]) -> list[_Pixels]:
+    def _frames(
+        self, payload: bytes | ImageError, rows: Sequence[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], _Decoded | str]]:
         """The frames of one file: its header is read once for all of them."""
         if isinstance(payload, ImageError):
-            return [str(payload)] * len(rows)
+            yield from ((row, str(payload)) for row in rows)
+            return
         frames = tuple(row["frame"] for row in rows)
         try:
             found = list(decode_frames(payload, format=rows[0]["format"], frames=frames, options=self.options))
         except MemoryError:
             raise
         except Exception as error:  # a decoder's own fault; its text may quote the header, so only its class is kept
-            return [f"decoding failed unexpectedly ({type(error).__name__})"] * len(rows)
-        return [str(image) if isinstance(image, ImageError) else image for image in found]
+            yield from ((row, _unexpected(error)) for row in rows)
+            return
+        for row, image in zip(rows, found, strict=True):
+            yield row, str(image) if isinstance(image, ImageError) else _Decoded(image, row["spacing"])
+
+    def _volumes(self, rows: Sequence[dict[str, Any]]) -> dict[str, _Decoded | str]:
+        """Each decoded as soon as its last file is read: no more than a few wait for theirs."""
+        owners = {location: row for row in rows for location in _files(row)}
+        waiting: dict[str, list[bytes | ImageError]] = {}
+        decoded: dict[str, _Decoded | str] = {}
+        for location, payload in self.archive.read(owners):
+            row = owners[location]
+            files = waiting.setdefault(row["id"], [])
+            files.append(payload)
+            if len(files) == len(_files(row)):
+                decoded[row["id"]] = self._volume(waiting.pop(row["id"]), row)
+        return decoded
+
+    def _volume(self, files: Sequence[bytes | ImageError], row: dict[str, Any]) -> _Decoded | str:
+        fault = next((payload for payload in files if isinstance(payload, ImageError)), None)
+        if fault is not None:
+            return f"one of its {len(files)} files cannot be read: {fault}" if len(files) > 1 else str(fault)
+        whole = [payload for payload in files if isinstance(payload, bytes)]
+        try:
+            volume = decode_volume(whole, format=row["format"], options=self.options)
+        except MemoryError:
+            raise
+        except ImageError as error:
+            return str(error)
+        except Exception as error:  # as above
+            return _unexpected(error)
+        return _Decoded(volume.pixels, volume.spacing)
+
+
+def _files(row: dict[str, Any]) -> list[str]:
+    files: list[str] = row["private_slices"] or [row["private_location"]]
+    return files
+
+
+def _unexpected(error: Exception) -> str:
+    return f"decoding failed unexpectedly ({type(error).__name__})"
 
 
 def shard_rows(run: Objects, shard: int) -> list[dict[str, Any]]:
@@ -81,17 +135,18 @@ def shard_rows(run: Objects, shard: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["row"] >= 0]
 
 
-def _block(shard: int, rows: list[dict[str, Any]], decoded: dict[str, _Pixels]) -> pa.Table:
+def _block(shard: int, rows: list[dict[str, Any]], decoded: Mapping[str, _Decoded | str]) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in _BLOCK.names}
     for row in rows:
         result = decoded.get(row["id"], "the file is no longer in the archive")
-        image = None if isinstance(result, str) else result
+        found = None if isinstance(result, str) else result
         columns["shard"].append(shard)
         columns["row"].append(row["row"])
         columns["id"].append(row["id"])
         columns["labels"].append(row["labels"])
-        columns["pixels"].append(None if image is None else np.ascontiguousarray(image).data.cast("B"))
-        columns["shape"].append(None if image is None else image.shape)
-        columns["dtype"].append(None if image is None else image.dtype.str)
-        columns["reason"].append(result if image is None else None)
+        columns["pixels"].append(None if found is None else np.ascontiguousarray(found.pixels).data.cast("B"))
+        columns["shape"].append(None if found is None else found.pixels.shape)
+        columns["dtype"].append(None if found is None else found.pixels.dtype.str)
+        columns["spacing"].append(None if found is None else found.spacing)
+        columns["reason"].append(result if found is None else None)
     return pa.table(columns, schema=_BLOCK)

@@ -58,7 +58,7 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     return LoadedModel(package, classifier, description)
 
 
-FACTS_COLUMNS = ("row", "labels", "height", "width", "channels", "private_location", "private_bytes")
+FACTS_COLUMNS = ("row", "labels", "depth", "height", "width", "channels", "private_location", "private_bytes")
 
 
 def archive_facts(catalogue: pa.Table) -> ArchiveFacts:

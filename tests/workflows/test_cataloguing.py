@@ -92,7 +92,7 @@ def test_what_was_found_is_catalogued_and_what_is_unreadable_is_rejected_with_th
     assert (len(built.table), len(built.rejected), built.files) == (READABLE + UNREADABLE, UNREADABLE, 26)
     assert built.table["id"].to_pylist()[READABLE:] == built.rejected["id"].to_pylist()
     assert sorted(built.rejected["reason"].to_pylist()) == [
-        "a text file; expected DICOM, PNG, JPEG or TIFF",
+        "a text file; expected DICOM, PNG, JPEG, TIFF or NIfTI",
         "its name leads out of the container",
     ]
     assert len(set(built.table["id"].to_pylist())) == len(built.table)
