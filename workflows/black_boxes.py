@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from storage.errors import ModelError
 from tasks.answers import are_shares, logits_of
 from workflows import configuration
-from workflows.open_inference import Endpoint, Served, find_endpoint
+from workflows.open_inference import Endpoint, find_endpoint
+from workflows.served import Served
 
 _KINDS = {
     "torchscript": "a TorchScript model",

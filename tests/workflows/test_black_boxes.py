@@ -276,10 +276,6 @@ class TestRefusals:
         with pytest.raises(ModelError, match="brings its own weights"):
             built(source, weights="w.pt")
 
-    def test_an_unknown_kind_is_answered_with_those_that_are_known(self):
-        with pytest.raises(ModelError, match=r"torchscript:FILE\.pt, onnx:FILE\.onnx or https://HOST"):
-            built("tensorflow:model")
-
 
 @pytest.mark.usefixtures("no_patience")
 class TestServed:
