@@ -108,7 +108,7 @@ def serving(module: nn.Module, **behaviour: Any) -> Iterator[Serving]:
     class Handler(_Handler):
         serving = state
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         state.url = f"http://127.0.0.1:{server.server_port}/v2/models/{NAME}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -117,6 +117,11 @@ def serving(module: nn.Module, **behaviour: Any) -> Iterator[Serving]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_arguments: Any) -> None:
+        """A client that went away, or an answer that fails: the client's test says so."""
 
 
 class _Handler(BaseHTTPRequestHandler):

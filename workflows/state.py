@@ -83,9 +83,9 @@ def refuse_changes(state: Mapping[str, Any], configuration: Configuration, diges
     ]
     if state["state"] != "done":  # a result must not be half of one version's and half of another's
         differences += [
-            f"  {name}: version {state['versions'].get(name)} when the run began, {version} now"
+            f"  {name}: version {state['versions'][name]} when the run began, {version} now"
             for name, version in versions().items()
-            if name in (*_LIBRARIES, *_OPTIONAL) and state["versions"].get(name) != version
+            if name != "python" and state["versions"].get(name, version) != version
         ]
     if differences:
         raise RunError(

@@ -10,17 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+import yaml
 from onnx import TensorProto
 from torch import nn
 
 from storage.errors import ConfigurationError, LucencyError, ModelError
+from tasks.profile import ProfileSettings
 from tests.black_box_models import network, onnx_of, serving, torchscript_of, write
 from workflows import open_inference
 from workflows.configuration import Model, check
+from workflows.configuration_file import load
 from workflows.models import build_classifier, describe, fetch_model
+from workflows.submit import stage
 from workflows.survey import load_model
+from workflows.workers import ProfileWorker
 
 _INPUT = {"resize": [64, 64], "channels": 1, "mean": [0.5], "std": [0.25]}
 _METHODS = ["glas", "s-glas"]
@@ -70,11 +76,6 @@ class TestTorchScript:
     def test_training_mode_is_left_behind(self, tmp_path):
         classifier = scripted(tmp_path, nn.Sequential(*network(), nn.Dropout(0.9)).train())
         assert torch.equal(answers(classifier, some_images()), network()(some_images()))
-
-    def test_every_call_gives_the_same_bits(self, tmp_path):
-        classifier = scripted(tmp_path, network())
-        first = answers(classifier, some_images())
-        assert all(torch.equal(answers(classifier, some_images()), first) for _ in range(4))
 
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         with pytest.raises(ModelError, match="TorchScript program cannot be opened"):
@@ -503,6 +504,31 @@ class TestServed:
             answers(classifier, some_images())
         assert torch.equal(seen[-1], some_images())
         assert np.isfinite(seen[-1].numpy()).all()
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_its_file_is_found_beside_the_configuration_and_travels_with_a_job(tmp_path, kind):
+    write(tmp_path, "model.bin", b"the model")
+    tree = {"run": "run", "archive": {"location": "archive"}, "model": {"source": f"{kind}:model.bin"}}
+    (tmp_path / "audit.yaml").write_text(yaml.safe_dump(tree))
+    audit = load(tmp_path / "audit.yaml")
+    assert audit.model.source == f"{kind}:{tmp_path}/model.bin"
+    (tmp_path / "staged").mkdir()
+    stage(audit, tmp_path, tmp_path / "staged")
+    shipped = yaml.safe_load((tmp_path / "staged" / "audit" / "audit.yaml").read_text())["model"]["source"]
+    assert (tmp_path / "staged" / "audit" / shipped.removeprefix(f"{kind}:")).read_bytes() == b"the model"
+
+
+def test_what_a_worker_cannot_build_is_told_with_the_shard(tmp_path, monkeypatch):
+    package = fetch_model(
+        Model(source=f"onnx:{write(tmp_path, 'model.onnx', onnx_of(network()))}", input=_INPUT), folder=None
+    )
+    monkeypatch.setattr("ray.get", lambda held: held)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    worker = ProfileWorker(package, "cpu", 1, ProfileSettings(("glas",)))
+    row = worker(pa.table({"shard": [4]})).to_pylist()[0]
+    assert row["shard"] == 4
+    assert "onnx models need ONNX Runtime, which is not installed" in row["error"]
 
 
 def test_a_replaced_file_is_another_model(tmp_path):
