@@ -199,7 +199,7 @@ def _session(data: bytes, device: torch.device) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
-    options.log_severity_level = 3  # errors; the exceptions say the rest
+    options.log_severity_level = 4  # fatal; exceptions say the rest
     options.add_session_config_entry("session.load_model_format", "ONNX")
     with tempfile.TemporaryDirectory(prefix="lucency-onnx-") as nothing:
         # A graph may name files that hold its weights, wherever they lie; it finds none.
@@ -207,11 +207,13 @@ def _session(data: bytes, device: torch.device) -> Any:
         try:
             return onnxruntime.InferenceSession(data, options, providers=providers)
         except Exception as error:
-            raise ModelError(f"model.source: ONNX Runtime cannot open the model: {_reason(error)}") from error
+            reason = _reason(error, nothing)
+            raise ModelError(f"model.source: ONNX Runtime cannot open the model: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
-    if "external" in str(error).lower():
+def _reason(error: Exception, nothing: str) -> str:
+    """Why there is no session. nothing: the folder in which files were looked for."""
+    if "external" in str(error).lower() or nothing in str(error):
         return (
             "its weights lie in another file. Only what is in the file itself has a digest and reaches the workers: "
             "save it as one file (onnx.save without save_as_external_data)."

@@ -63,7 +63,10 @@ class Endpoint:
 
 def find_endpoint(model: configuration.Model) -> Endpoint:
     """Ask the server what `model.source` is. Raises ConfigurationError, ModelError, LucencyError if it is silent."""
-    address = urlsplit(model.source)
+    try:
+        address = urlsplit(model.source)
+    except ValueError:  # brackets that do not close
+        address = urlsplit("")
     found = _PATH.fullmatch(address.path.rstrip("/"))
     if found is None or not address.hostname or address.username or address.password or address.query:
         raise ConfigurationError(

@@ -371,9 +371,10 @@ class TestServed:
 
         with (
             serving(Slow()) as server,
-            pytest.raises(LucencyError, match=r"does not answer \((ReadTimeout|ConnectionError)\)"),
+            pytest.raises(LucencyError, match=r"does not answer \((ReadTimeout|ConnectionError)\)") as fault,
         ):
             built(server.url, server={"timeout": 0.05})
+        assert not isinstance(fault.value, ModelError)  # also while it is tried out
 
     @pytest.mark.parametrize(
         "answer",
@@ -478,6 +479,7 @@ class TestServed:
             "https://host/v1/models/m",
             "https://host/v2/models/",
             "https:///v2/models/m",
+            "https://[::1/v2/models/m",
         ],
     )
     def test_an_address_of_another_form_or_with_a_secret_is_refused_and_not_repeated(self, source):
