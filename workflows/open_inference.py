@@ -28,6 +28,7 @@ _CONNECT_SECONDS = 10.0
 _BACKOFF = 0.5  # seconds, doubled with each retry
 _LONGEST_WAIT = 60  # seconds, whatever the server asks for
 _BUSY = (429, 502, 503, 504)
+_LONGEST_NAME = 80  # of what a server calls its platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def find_endpoint(model: configuration.Model) -> Endpoint:
         url=url,
         name=found["name"],
         version=_version(found["version"], told),
-        platform=str(told.get("platform", "not told")),
+        platform=str(told.get("platform") or "not told")[:_LONGEST_NAME],
         input=sent["name"] if sent else "input-0",
         shape=_shape(sent) if sent else None,
         output=(_tensor(told, "outputs", model.output_name) or {"name": model.output_name})["name"],
