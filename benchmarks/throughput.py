@@ -124,7 +124,7 @@ def pytorch_grad_cam_loop(contest: Contest) -> None:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     module = contest.classifier.module
-    with _trainable(module), GradCAM(module, [module.get_submodule(contest.classifier.layer)]) as camera:
+    with _trainable(module), GradCAM(module, [module.get_submodule(str(contest.classifier.layer))]) as camera:
         for batch in contest.batches():
             for index in range(contest.looped["pytorch-grad-cam"]):
                 camera(batch, [ClassifierOutputTarget(index)] * len(batch))

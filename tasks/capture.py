@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 from storage.errors import ModelError
 from tasks.batching import out_of_memory
 from tasks.classifier import Classifier
+from tasks.glas import CELLS
 
 Result = TypeVar("Result")
 
@@ -60,22 +61,26 @@ def capturing(classifier: Classifier, *, precision: str = "float32") -> Iterator
     In `bf16` the forward runs under autocast; activation, logits and gradients are float32 all the same.
     Afterwards, also after an exception, hooks, modes and `requires_grad` are what they were, and no
     parameter's `.grad` was touched. Raises ModelError where the layer is missing, is not one tensor of
-    [B,F,h,w], or does not lead to the logits.
+    [B,F,h,w], or does not lead to the logits. A black box is only asked: no hook, no graph, and A has no feature.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     tap = _Tap(classifier.layer)
     with _frozen(classifier.module):
-        handle = _layer(classifier).register_forward_hook(tap)
+        handles = [layer.register_forward_hook(tap) for layer in _layers(classifier)]
         try:
             yield Capture(classifier, tap, precision)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
-def _layer(classifier: Classifier) -> nn.Module:
+def _layers(classifier: Classifier) -> list[nn.Module]:
+    """The target layer; none of a black box."""
+    if classifier.layer is None:
+        return []
     try:
-        return classifier.module.get_submodule(classifier.layer)
+        return [classifier.module.get_submodule(classifier.layer)]
     except AttributeError as error:
         raise ModelError(f"model.layer {classifier.layer!r} does not exist in this model") from error
 
@@ -92,6 +97,8 @@ class Capture:
         self._repeats = False
 
     def __call__(self, batch: Tensor) -> Forward:
+        if self._classifier.layer is None:
+            return _answered(self.logits(batch), batch)
         output, leaf = self._through(batch, self._run)
         _check_logits(output, self._classifier, len(batch))
         as_grid = self._classifier.reshape or _as_it_is
@@ -173,6 +180,12 @@ def _check_shape(output: Any, classifier: Classifier, images: int) -> None:
         raise ModelError(f"expected logits of shape {[images, len(classifier.classes)]} from the model, got {got}")
 
 
+def _answered(logits: Tensor, batch: Tensor) -> Forward:
+    """Logits alone. The grid of no features is that of GLAS, so native maps have a cell for each of its cells."""
+    nothing = logits.new_zeros((len(batch), 0, *[CELLS] * (batch.ndim - 2)))
+    return Forward(nothing, logits, nothing, logits, _as_it_is)
+
+
 def _as_it_is(activation: Tensor) -> Tensor:
     return activation
 
@@ -180,7 +193,7 @@ def _as_it_is(activation: Tensor) -> Tensor:
 class _Tap:
     """The forward hook: keeps a detached leaf of the output and hands on its clone; or does something else a while."""
 
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str | None) -> None:
         self.layer = layer
         self.leaves: list[Tensor] = []
         self._keeps = True

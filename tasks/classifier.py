@@ -18,7 +18,7 @@ class Classifier:
     """
 
     module: torch.nn.Module
-    layer: str  # dotted name of the target layer inside module
+    layer: str | None  # dotted name of the target layer inside module; None: a black box, only its answers are known
     classes: tuple[str, ...]
     task: str  # one-label: softmax over classes | multi-label: a sigmoid each
     preprocess: Preprocess

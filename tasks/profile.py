@@ -112,7 +112,7 @@ def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _
     counted = {"all": None, "true": true, "correct": true & predicted_classes(logits, task)}
     chunks: dict[str, list[_BasePart]] = {base: [] for base in settings.bases}
     every = torch.arange(logits.shape[1], device=logits.device)
-    for columns, evidence in batch.evidence(every, activation[0, 0].numel()):
+    for columns, evidence in batch.evidence(every, activation.shape[2:].numel()):
         for base in settings.bases:
             method = settings.rules[base]
             if isinstance(method, Painter):

@@ -9,6 +9,7 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
     "NO_PROXY": "localhost,127.0.0.1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "no_proxy": "localhost,127.0.0.1",
 }

@@ -99,7 +99,9 @@ def _normal(name: str) -> str:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        *((room, ()) for room in _ROOMS),
+        ("storage", ()),
+        ("tasks", ()),
+        ("workflows", ("onnx",)),
         ("examples", ("demo",)),
         ("docs", ()),
         ("benchmarks", ("demo", "test")),

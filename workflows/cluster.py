@@ -17,7 +17,7 @@ from storage.errors import ConfigurationError, LucencyError
 from workflows.configuration import Engine
 
 # Sent to every worker too: an audit reports to nobody but the people who run it.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,16 +118,32 @@ class Input(_Section):
     interpolation: Literal["bilinear", "bicubic"] | None = None
 
 
+class Server(_Section):
+    """How a served model is asked, by the Open Inference Protocol."""
+
+    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
+    plaintext: bool = Field(False, description="send images unencrypted (http://) to another machine")
+    timeout: float = Field(60.0, gt=0, description="seconds that an answer to one batch may take")
+
+
 class Model(_Section):
     """The classifier."""
 
-    source: str = Field(description="torchvision:NAME, python:module.factory, mlflow:models:/N@ALIAS, export:FILE.pt2")
+    source: str = Field(
+        description="torchvision:NAME, python:module.factory, mlflow:models:/N@ALIAS, export:FILE.pt2; only answering: "
+        "torchscript:FILE.pt, onnx:FILE.onnx, https://HOST/v2/models/NAME"
+    )
     weights: str | None = Field(None, description="file or URL of a state dict; `DEFAULT` fetches torchvision's")
     classes: list[str] | str | None = Field(None, description="names, or a text file with one a line")
     layer: str = Field("auto", description="target layer by name; auto takes the last spatial one")
     task: Literal["one-label", "multi-label"] = "one-label"
     input: Input = Input()
-    trust: Literal["weights", "pickle"] = "weights"
+    trust: Literal["weights", "pickle"] = Field(
+        "weights", description="pickle: its author may run code on this machine"
+    )
+    output: Literal["logits", "probabilities"] = Field("logits", description="what a model answers that only answers")
+    output_name: str | None = Field(None, description="the output that holds the answer, where a model has several")
+    server: Server = Server()
 
 
 class Limits(_Section):

@@ -75,8 +75,9 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
     classes = anchor(model.classes) if isinstance(model.classes, str) else model.classes
     weights = model.weights if model.weights in (None, "DEFAULT") else anchor(model.weights)
     source = model.source
-    if source.startswith("export:"):
-        source = f"export:{anchor(source.removeprefix('export:'))}"
+    kind, _, file = source.partition(":")
+    if kind in ("export", "torchscript", "onnx"):
+        source = f"{kind}:{anchor(file)}"
     return configuration.model_copy(
         update={
             "run": anchor(configuration.run),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.arrays import read_array
+from storage.arrays import array_names, read_array
 from storage.objects import Objects
 from workflows.configuration import Findings
 
@@ -31,10 +31,10 @@ class Finding:
 def write_findings(run: Objects, thresholds: Findings, bases: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """Write `findings.json` from the finished profile and tables."""
     images = int(read_array(run, "profile.zarr", "images"))
-    found = [
-        *_silent_features(read_array(run, "profile.zarr", "features/active"), thresholds.silent),
-        *_never_predicted(read_array(run, "profile.zarr", "predictions/count"), classes, images),
-    ]
+    found: list[Finding] = []
+    if "features/active" in array_names(run, "profile.zarr"):  # not of a black box
+        found += _silent_features(read_array(run, "profile.zarr", "features/active"), thresholds.silent)
+    found += _never_predicted(read_array(run, "profile.zarr", "predictions/count"), classes, images)
     for base in bases:
         importance = read_array(run, "profile.zarr", f"importance/{base}/all")
         found += _dominant_features(importance, base, classes, thresholds.dominant)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from storage.documents import read_document
-from storage.errors import ModelError
+from storage.errors import LucencyError, ModelError
 from tasks.cams.heads import Head
 from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.layers import resolve_layer
 from tasks.preprocess import Preprocess
 from workflows import configuration
+from workflows.black_boxes import Answering, BlackBox, black_box, how_it_answers, make_black_box
 from workflows.exported import load_exported
 from workflows.model_sources import (
     Made,
@@ -31,7 +32,8 @@ from workflows.weights import StateDict, load_state_dict, read_state_dict, save_
 _EXAMPLES = 2  # images in a dummy forward: one would not show a batch axis that is fixed
 _OWN = 1e-2  # relative; sums in another order differ by less, batch statistics or dropout by more
 _MODEL_BYTES = 1 << 36
-_KINDS = ("torchvision", "python", "mlflow", "export")
+_KINDS = ("torchvision", "python", "mlflow", "export", "torchscript", "onnx", "http", "https")
+_WHOLE = ("mlflow", "export", "torchscript", "onnx", "http", "https")  # weights and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class ModelPackage:
     """All a worker needs to build the classifier. Picklable; holds the weights, and no file is read later."""
 
     source: str  # as in the configuration
-    form: str  # what the weights are: none | state (plain tensors by name) | export (.pt2) | pickle (a module)
+    form: str  # of the weights: none | state (tensors by name) | export (.pt2) | pickle (a module) | torchscript | onnx
     weights: bytes | None
     classes: tuple[str, ...] | None
     layer: str
@@ -47,6 +49,7 @@ class ModelPackage:
     input: configuration.Input
     trust: str
     search_path: tuple[str, ...]  # folders behind sys.path where a factory's module is looked for
+    answering: Answering | None = None  # of a black box
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,14 @@ class ModelDescription:
     """What a report says about the classifier."""
 
     features: int  # F
-    native: tuple[int, int]  # h, w of the target layer
+    native: tuple[int, int]  # h, w of the target layer; of a black box, of the grid that GLAS looks at
     classes: tuple[str, ...]
-    weights_sha256: str
-    layer: str
+    weights_sha256: str  # of a served model, of what its server says it is
+    layer: str | None  # None: a black box
     input: tuple[int, int]  # H, W the model sees
     task: str
-    head: str  # gap-linear | relu-gap-linear | autograd: how its gradient is had
+    head: str  # gap-linear | relu-gap-linear | autograd: how its gradient is had; black-box: it has none
+    runtime: str = "torch"  # what answers: torch | TorchScript | ONNX Runtime | served: a name, a version, a platform
 
 
 def fetch_model(model: configuration.Model, *, folder: str | None, server: str | None = None) -> ModelPackage:
@@ -73,9 +77,10 @@ def fetch_model(model: configuration.Model, *, folder: str | None, server: str |
     if kind not in _KINDS or not name:
         raise ModelError(
             f"model.source: {model.source!r}; expected torchvision:NAME, python:module.factory, "
-            "mlflow:models:/NAME@ALIAS or export:FILE.pt2."
+            "mlflow:models:/NAME@ALIAS, export:FILE.pt2, torchscript:FILE.pt, onnx:FILE.onnx or "
+            "https://HOST/v2/models/NAME."
         )
-    if kind in ("mlflow", "export") and model.weights is not None:
+    if kind in _WHOLE and model.weights is not None:
         raise ModelError(f"model.weights: {kind} brings its own weights; leave the key out.")
     package = ModelPackage(
         source=model.source,
@@ -88,6 +93,10 @@ def fetch_model(model: configuration.Model, *, folder: str | None, server: str |
         trust=model.trust,
         search_path=(folder,) if folder else (),
     )
+    if black_box(model.source):
+        answering = how_it_answers(model)
+        data = None if answering.endpoint else _fetched(name, "model.source")
+        return replace(package, form=kind if data else "none", weights=data, answering=answering)
     if kind == "mlflow":
         form, data = fetch_registered(name, server=server, trust=model.trust)
         return replace(package, form=form, weights=data)
@@ -144,21 +153,28 @@ def build_classifier(package: ModelPackage, device: torch.device | str) -> Class
     module = made.module.eval().requires_grad_(False).to(device)
     preprocess = _preprocess(package.input, made.preprocess)
     example = _example(preprocess, device)
-    classes = _matched_classes(package.classes or made.classes, _logits(module, example).shape[1])
-    target = resolve_layer(module, package.layer, example)
+    if isinstance(module, BlackBox):
+        module.check_input(example)
+    logits = _logits(module, example)
+    if isinstance(module, BlackBox):
+        module.check_answers(logits)
+    classes = _matched_classes(package.classes or made.classes, logits.shape[1])
+    target = None if isinstance(module, BlackBox) else resolve_layer(module, package.layer, example)
     return Classifier(
         module=module,
-        layer=target.name,
+        layer=None if target is None else target.name,
         classes=classes,
         task=package.task,
         preprocess=preprocess,
         device=device,
-        reshape=target.reshape,
+        reshape=None if target is None else target.reshape,
     )
 
 
 def _make(package: ModelPackage, device: torch.device) -> Made:
     kind, _, name = package.source.partition(":")
+    if package.answering is not None:
+        return Made(make_black_box(package.weights, package.answering, package.task, device), None, None)
     if package.form == "export" and package.weights is not None:
         return Made(load_exported(package.weights, device, trust=package.trust), None, None)
     if package.form == "pickle" and package.weights is not None:
@@ -213,6 +229,8 @@ def _logits(module: nn.Module, example: Tensor) -> Tensor:
     with torch.no_grad():
         try:
             logits, alone = module(example), module(example[:1])
+        except LucencyError:
+            raise
         except Exception as error:  # the model's own code, on noise: nothing private in the message
             raise ModelError(
                 f"the model refuses a batch of {list(example.shape)} or of one: {type(error).__name__}: {error}\n"
@@ -242,16 +260,18 @@ def _matched_classes(names: tuple[str, ...] | None, outputs: int) -> tuple[str, 
 def describe(classifier: Classifier) -> ModelDescription:
     """What there is to say about the classifier, from dummy forwards and its weights."""
     example = _example(classifier.preprocess, classifier.device)
-    target = resolve_layer(classifier.module, classifier.layer, example)
-    with capturing(classifier) as forward:
-        head = Head.recognise(classifier.module, forward(example), "float32")
+    module = classifier.module
+    with capturing(classifier) as capture:
+        forward = capture(example)
+        head = Head.recognise(module, forward, "float32")
     return ModelDescription(
-        features=target.features,
-        native=target.native,
+        features=forward.activation.shape[1],
+        native=(forward.activation.shape[2], forward.activation.shape[3]),
         classes=classifier.classes,
-        weights_sha256=weights_digest(classifier.module),
+        weights_sha256=module.asked.digest if isinstance(module, BlackBox) else weights_digest(module),
         layer=classifier.layer,
         input=classifier.preprocess.size,
         task=classifier.task,
         head=head.name,
+        runtime=module.asked.runtime if isinstance(module, BlackBox) else "torch",
     )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.classifier import Classifier
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
@@ -40,7 +39,7 @@ class Plan:
 
     run: str
     model: str
-    layer: str
+    layer: str  # -: a black box
     head: str
     device: str
     workers: int
@@ -108,7 +107,7 @@ def freeze(
     configuration: Configuration, model: LoadedModel, archive: ArchiveFacts, settings: Settings, placement: Placement
 ) -> Plan:
     """Put numbers to each stage."""
-    seconds, measured_on = _seconds_a_forward(model.classifier, placement)
+    seconds, measured_on = _seconds_a_forward(model, placement)
     description = model.description
     profile_forwards = archive.images * (1 + _extra(settings, settings.profile.bases, description, 1))
     maps_forwards = archive.images * (1 + _extra(settings, settings.explain.rules, description, settings.maps.targets))
@@ -116,7 +115,8 @@ def freeze(
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
     profile_bytes = bases * (3 * features * classes + bins * classes) * 8 + bins * features * _HISTOGRAM_BYTES
-    weights = sum(tensor.nbytes for tensor in model.classifier.module.state_dict().values())
+    state = sum(tensor.nbytes for tensor in model.classifier.module.state_dict().values())
+    weights = state or len(model.package.weights or b"")  # a black box has no tensors to count
     stages = (
         Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
         Stage(
@@ -132,7 +132,7 @@ def freeze(
     return Plan(
         run=configuration.run,
         model=configuration.model.source,
-        layer=model.description.layer,
+        layer=model.description.layer or "-",
         head=model.description.head,
         device=placement.device,
         workers=placement.workers,
@@ -156,9 +156,9 @@ def _extra(settings: Settings, bases: Iterable[str], model: ModelDescription, co
     return shared + searches + sum(cost for base, cost in costs.items() if "glas" not in base)
 
 
-def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[float, str]:
-    """A forward's seconds an image on the driver's CPU, on as many threads as a worker has."""
-    batch = 4
+def _seconds_a_forward(model: LoadedModel, placement: Placement) -> tuple[float, str]:
+    """A forward's seconds an image on the driver's CPU, on as many threads as a worker has; or the server's."""
+    classifier, batch = model.classifier, 4
     height, width = classifier.preprocess.size
     images = [np.zeros((height, width), np.uint8)] * batch
     inputs = classifier.preprocess(images, torch.device("cpu"))
@@ -172,6 +172,8 @@ def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[fl
             seconds = (time.perf_counter() - start) / batch
     finally:
         torch.set_num_threads(threads)
+    if model.package.answering is not None and model.package.answering.endpoint is not None:
+        return seconds, "the server, asked once"
     where = "this machine's CPU" + (" (a GPU is faster)" if placement.device == "cuda" else "")
     return seconds, where
 

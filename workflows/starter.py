@@ -19,7 +19,8 @@ archive:
 model:
   source: {source}
                                   # torchvision:NAME, python:module.factory, mlflow:models:/NAME@ALIAS
-                                  # or export:FILE.pt2
+                                  # or export:FILE.pt2; for methods that need answers alone: torchscript:FILE.pt,
+                                  # onnx:FILE.onnx, https://HOST/v2/models/NAME
   weights: {weights}
                                   # a state dict: file or URL
   # classes: classes.txt          # one name a line

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ _KEY = "run.json"
 # (weights and class names by the model's digest, labels and boxes by the archive's) may lie elsewhere, as they do
 # when a job is submitted again.
 _INDIFFERENT = (
-    "model.weights", "model.classes", "archive.labels.file", "archive.boxes.file",
+    "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
     "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
 )  # fmt: skip
 _LIBRARIES = ("lucency", "ray", "torch", "torchvision", "numpy", "pyarrow", "zarr", "pydicom")
+_OPTIONAL = ("onnxruntime", "onnxruntime-gpu")
 
 
 def state_folder() -> Path:
@@ -50,8 +52,9 @@ def write_state(run: Objects, state: Mapping[str, Any]) -> None:
 def meaning(configuration: Configuration) -> dict[str, Any]:
     """The keys of the configuration that decide the result, flat: `explain.map` → value."""
     flat = _flatten(configuration.model_dump(mode="json"))
-    if configuration.model.source.startswith("export:"):
-        flat["model.source"] = "export"
+    kind = configuration.model.source.partition(":")[0]
+    if kind in ("export", "torchscript", "onnx"):
+        flat["model.source"] = kind
     return {
         key: value
         for key, value in flat.items()
@@ -80,9 +83,9 @@ def refuse_changes(state: Mapping[str, Any], configuration: Configuration, diges
     ]
     if state["state"] != "done":  # a result must not be half of one version's and half of another's
         differences += [
-            f"  {name}: version {state['versions'].get(name)} when the run began, {version} now"
+            f"  {name}: version {state['versions'][name]} when the run began, {version} now"
             for name, version in versions().items()
-            if name in _LIBRARIES and state["versions"].get(name) != version
+            if name != "python" and state["versions"].get(name, version) != version
         ]
     if differences:
         raise RunError(
@@ -96,6 +99,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         found[name] = importlib.metadata.version(name)
+    for name in _OPTIONAL:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 

@@ -110,8 +110,8 @@ def _stage_model(model: Model, folder: Path, audit: Path) -> Model:
     if isinstance(model.classes, str):
         changes["classes"] = _copied("model.classes", model.classes, audit)
     kind, _, name = model.source.partition(":")
-    if kind == "export":
-        changes["source"] = f"export:{_copied('model.source', name, audit)}"
+    if kind in ("export", "torchscript", "onnx"):
+        changes["source"] = f"{kind}:{_copied('model.source', name, audit)}"
     if kind == "python":
         _copy_code(folder, audit)
     return model.model_copy(update=changes)

@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
-from tasks.cams.names import MethodName
+from tasks.cams.names import PROBABILITY_METHODS, MethodName
 from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings
 from tasks.glas import Glas
 from tasks.methods import METHODS, GlasMap, Method, RglasMap
 from tasks.profile import ProfileSettings
+from workflows.black_boxes import black_box
 from workflows.configuration import Configuration, Explain
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
 
@@ -51,6 +52,7 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
 
     A method that the model cannot support is refused here, before anything starts.
     """
+    _check_black_box(configuration)
     package = fetch_model(configuration.model, folder=folder, server=configuration.mlflow.uri)
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
@@ -163,6 +165,29 @@ def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
         "rglas": RglasMap(glas, asked.reach, asked.ratio, asked.iterations),
     }
     return {base: configured[base] for base in bases}
+
+
+def _check_black_box(configuration: Configuration) -> None:
+    """What is asked of a model that only answers must need nothing but answers."""
+    model, words = configuration.model, black_box(configuration.model.source)
+    if words is None:
+        if model.output != "logits" or model.output_name is not None:
+            raise ConfigurationError(
+                "model.output: only a model that cannot be looked into (torchscript, onnx, http) may answer other than "
+                "one tensor of logits. Let this one's code return them."
+            )
+        return
+    if model.layer != "auto":
+        raise ConfigurationError(f"model.layer: {words} has no layer that can be looked at; leave the key out.")
+    asked = [name for name in configuration.explain.methods if MethodName.parse(name).base not in PROBABILITY_METHODS]
+    if asked:
+        raise ConfigurationError(
+            f"explain.methods: {', '.join(asked)}: this needs the model's features or gradients, and {words} only "
+            f"answers. Methods that need answers alone: {', '.join(PROBABILITY_METHODS)}; s-glas and its like put them "
+            "on a common scale."
+        )
+    if configuration.explain.precision != "float32" and not model.source.startswith("torchscript:"):
+        raise ConfigurationError(f"explain.precision: {words} computes in its own precision; leave the key out.")
 
 
 def _check_methods(methods: Iterable[str], model: ModelDescription) -> None:

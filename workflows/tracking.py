@@ -217,9 +217,10 @@ def _milliseconds(moment: str) -> int:
 
 
 def _note(record: Record) -> str:
+    layer = "its answers alone" if record.model.layer is None else f"layer {record.model.layer}"
     return (
         f"{record.explained:,} of {record.catalogued:,} images explained with {record.model.source}, "
-        f"layer {record.model.layer}. The report is among the artifacts."
+        f"{layer}. The report is among the artifacts."
     )
 
 
@@ -229,8 +230,9 @@ def _params(record: Record) -> dict[str, str]:
     return {
         **dict(record.settings),
         **{f"engine.{name}": value for name, value in record.engine},
-        "model.layer": model.layer,
+        "model.layer": model.layer or "-",
         "model.head": model.head,
+        "model.runtime": model.runtime,
         "model.classes": str(len(model.classes)),
         "model.features": str(model.features),
         "model.native": "x".join(map(str, model.native)),

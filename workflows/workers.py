@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from storage.errors import LucencyError
 from storage.records import Rejection
 from tasks.classifier import Classifier
 from tasks.explain import Explained, ExplainSettings, explain_shard
@@ -37,7 +38,22 @@ class _ModelWorker:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        self.classifier: Classifier = build_classifier(ray.get(package), device)
+        self._built = _built(ray.get(package), device)
+
+    @property
+    def classifier(self) -> Classifier:
+        """Raises what building it raised. A shard's fault reaches the user in words, an actor's death does not."""
+        if isinstance(self._built, LucencyError):
+            raise self._built
+        return self._built
+
+
+def _built(package: ModelPackage, device: str) -> Classifier | LucencyError:
+    """What the driver could do and this machine cannot (a server out of reach, no ONNX Runtime) is kept for later."""
+    try:
+        return build_classifier(package, device)
+    except LucencyError as error:
+        return error
 
 
 class ProfileWorker(_ModelWorker):

@@ -73,9 +73,11 @@ class Head:
     tolerance: float
 
     @classmethod
-    def recognise(cls, module: nn.Module, forward: Forward, precision: str) -> Self:
+    def recognise(cls, module: nn.Module, forward: Forward, precision: str) -> "Head":
         """Find the closed form among the module's weights and prove it on this batch, in logits and gradients."""
         tolerance = _TOLERANCE[precision]
+        if not forward.activation.shape[1]:
+            return BlackBoxHead(None, tolerance)
         shape = (forward.logits.shape[1], forward.activation.shape[1])
         for parameter in module.parameters():
             if parameter.shape[:2] == shape and parameter.numel() == shape[0] * shape[1]:
@@ -88,7 +90,7 @@ class Head:
 
     @property
     def name(self) -> str:
-        """gap-linear | relu-gap-linear | autograd."""
+        """gap-linear | relu-gap-linear | autograd | black-box."""
         if self.closed is None:
             return "autograd"
         return "relu-gap-linear" if self.closed.rectified else "gap-linear"
@@ -113,6 +115,21 @@ class Head:
         features = forward.activation.shape[1]
         for columns in _chunks(targets.expand(len(forward.logits), -1), max(size, features)):
             yield columns, gradient.of(targets[..., columns])
+
+
+@dataclass(frozen=True, slots=True)
+class BlackBoxHead(Head):
+    """What stands for the head of a classifier that is only asked: there are no features to differentiate by."""
+
+    @property
+    def name(self) -> str:
+        return "black-box"
+
+    def gradients(self, forward: Forward, targets: Tensor, size: int) -> Iterator[tuple[slice, Weights]]:
+        """Weights of no feature, in chunks of columns as of any other head."""
+        nothing = Separable(forward.logits.new_zeros(forward.logits.shape[1], 0), forward.activation[:1])
+        for columns in _chunks(targets.expand(len(forward.logits), -1), size):
+            yield columns, nothing.of(targets[..., columns])
 
 
 def _chunks(targets: Tensor, elements: int) -> Iterator[slice]:

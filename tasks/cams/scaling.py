@@ -31,7 +31,9 @@ class CommonScale:
     beta: NDArray[np.float64]
 
     @classmethod
-    def between(cls, limits: NDArray[np.float64], classes: Sequence[str], *, layer: str, kind: str = "tanh") -> Self:
+    def between(
+        cls, limits: NDArray[np.float64], classes: Sequence[str], *, layer: str | None, kind: str = "tanh"
+    ) -> Self:
         """The scale of limits [C,2], P10 and P90 of each class. Raises ModelError naming classes without a span."""
         if kind not in SCALES:
             raise ValueError(f"unknown scale {kind!r}; expected one of {', '.join(SCALES)}")
@@ -40,10 +42,14 @@ class CommonScale:
         flat = np.flatnonzero(~(span > SMALLEST_SPAN * np.maximum(np.abs(low), np.abs(high))))
         if len(flat):
             others = f" (and of {len(flat) - 1} other classes)" if len(flat) > 1 else ""
+            cause = (
+                "Does the model answer all images alike? Choose"
+                if layer is None
+                else f"Is {layer!r} behind a dead ReLU? Choose another model.layer, or"
+            )
             raise ModelError(
                 f"limits of class {classes[int(flat[0])]!r}{others} span {span[flat[0]]}: between them every "
-                f"class-activation cell counts as equal. Is {layer!r} behind a dead ReLU? Choose another model.layer, "
-                "or wider limits in explain.limits."
+                f"class-activation cell counts as equal. {cause} wider limits in explain.limits."
             )
         first, last = (atanh(LOW_LEVEL), atanh(HIGH_LEVEL)) if kind == "tanh" else (LOW_LEVEL, HIGH_LEVEL)
         return cls(kind, (last - first) / span, (first * high - last * low) / span)

@@ -120,8 +120,6 @@ class Profile:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The finished numbers by their path in profile.zarr."""
-        totals = self.features.totals
-        active = np.where(totals > 0, self.features.positives / np.maximum(totals, 1), np.nan)
         arrays: dict[str, NDArray[Any]] = {
             "images": np.array(self.images, np.int64),
             "labels/count": self.labels,
@@ -131,9 +129,11 @@ class Profile:
             "logits/variance": self.logits.variance(),
             "logits/minimum": self.logits.minimum,
             "logits/maximum": self.logits.maximum,
-            "features/active": active,
         }
-        arrays |= _histogram(self.features, "features/", "histogram")
+        if self.features.rows:  # a black box has none
+            totals = self.features.totals
+            arrays["features/active"] = np.where(totals > 0, self.features.positives / np.maximum(totals, 1), np.nan)
+            arrays |= _histogram(self.features, "features/", "histogram")
         for base, kinds in self.importance.items():
             arrays |= {f"importance/{base}/{kind}": matrix.matrix() for kind, matrix in kinds.items()}
         for base, levels in self.levels.items():

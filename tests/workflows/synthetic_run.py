@@ -113,6 +113,7 @@ def _record(recipe: Recipe, names: tuple[str, ...]) -> dict[str, Any]:
             "input": [224, 224],
             "weights_sha256": "ab" * 32,
             "head": recipe.head,
+            "runtime": "torch",
         },
         "shards": {"count": -(-recipe.images // 16), "images": 16},
         "stages": {

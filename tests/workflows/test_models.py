@@ -324,7 +324,7 @@ class TestInput:
             built(folder, source="python:mine.factory", input=keys)
 
 
-@pytest.mark.parametrize("source", ["resnet18", "onnx:file.onnx", "torchvision:", ""])
+@pytest.mark.parametrize("source", ["resnet18", "tensorflow:file.pb", "torchvision:", "onnx:", ""])
 def test_an_unknown_kind_of_source_is_answered_with_those_there_are(source):
     with pytest.raises(ModelError, match=r"expected torchvision:NAME, python:module\.factory"):
         built(source=source)

@@ -44,6 +44,7 @@ def test_the_same_audit_goes_on() -> None:
         {"report__title": "x"},
         {"mlflow__uri": "x"},
         {"model__weights": "elsewhere/weights.pt"},  # known by its digest
+        {"model__server": {"timeout": 7.0, "token_env": "TOKEN"}},
     ],
 )
 def test_where_it_runs_and_how_it_is_told_may_change(change: dict[str, Any]) -> None:
@@ -57,6 +58,8 @@ def test_where_it_runs_and_how_it_is_told_may_change(change: dict[str, Any]) -> 
         ({"engine__batch": 8}, "engine.batch"),
         ({"engine__shard_images": 8}, "engine.shard_images"),
         ({"model__layer": "layer3"}, "model.layer"),
+        ({"model__output": "probabilities"}, "model.output"),
+        ({"model__source": "https://elsewhere/v2/models/m"}, "model.source"),
         ({"archive__frames": "all"}, "archive.frames"),
     ],
 )
@@ -80,6 +83,21 @@ def test_an_unfinished_audit_does_not_go_on_under_another_version_of_a_library()
         refuse_changes(state, _configuration(), _DIGESTS)
     assert "python" not in str(refusal.value)
     refuse_changes(state | {"state": "done"}, _configuration(), _DIGESTS)
+
+
+@pytest.mark.parametrize("kind", ["export", "torchscript", "onnx"])
+def test_a_models_file_may_lie_elsewhere_because_its_digest_is_known(kind: str) -> None:
+    begun, moved = (_configuration(model__source=f"{kind}:{folder}/m") for folder in ("here", "there"))
+    refuse_changes(_state(begun), moved, _DIGESTS)
+
+
+def test_what_runs_a_black_box_is_the_same_library_where_the_run_began_with_one() -> None:
+    state = _state(_configuration())
+    state["versions"] = {**versions(), "onnxruntime": "0.1"}
+    with pytest.raises(RunError, match=r"onnxruntime: version 0\.1 when the run began"):
+        refuse_changes(state, _configuration(), _DIGESTS)
+    del state["versions"]["onnxruntime"]
+    refuse_changes(state, _configuration(), _DIGESTS)
 
 
 def test_every_key_of_the_configuration_is_either_meant_or_indifferent_on_purpose() -> None:

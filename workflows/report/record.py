@@ -13,6 +13,7 @@ _PUBLIC = (
     "model.layer",
     "model.task",
     "model.trust",
+    "model.output",
     "model.input",
     "explain",
     "findings",
@@ -32,14 +33,15 @@ class AuditedModel:
     """The classifier as the run describes it. native and input are (height, width)."""
 
     source: str
-    layer: str
+    layer: str | None  # None: a black box
     classes: tuple[str, ...]
     task: str
     features: int
     native: tuple[int, int]
     input: tuple[int, int]
     weights_sha256: str
-    head: str  # gap-linear: global average pooling and one linear layer | autograd: anything else
+    head: str  # gap-linear: global average pooling and one linear layer | autograd: anything else | black-box: unknown
+    runtime: str  # what answers: torch, or what runs a black box
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +130,16 @@ def _model(tree: Mapping[str, Any]) -> AuditedModel:
         input=tuple(tree["input"]),
         weights_sha256=tree["weights_sha256"],
         head=tree["head"],
+        runtime=tree["runtime"],
     )
 
 
 def _without_folder(source: str) -> str:
+    """A file without its folder, a served model without its server."""
     scheme, _, rest = source.partition(":")
-    return f"{scheme}:{PurePosixPath(rest).name}" if scheme == "export" else source
+    if scheme in ("http", "https"):
+        return f"{scheme}:{rest.rpartition('/v2/models/')[2]}"
+    return f"{scheme}:{PurePosixPath(rest).name}" if scheme in ("export", "torchscript", "onnx") else source
 
 
 def _pairs(tree: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -107,7 +107,7 @@ class Results:
     findings: tuple[Finding, ...]
     levels: tuple[Levels, ...]
     importance: tuple[Importance, ...]
-    active: Array  # [F] share of cells above 0
+    active: Array  # [F] share of cells above 0; no feature of a black box
     answered: Array  # [C] images whose answer the class is
     labelled: Array  # [C] images labelled so
     exemplars: Exemplars | None
@@ -141,7 +141,7 @@ def read_results(run: Objects) -> Results:
         findings=tuple(Finding(item["sentence"], item["threshold"]) for item in findings),
         levels=tuple(_levels(run, base) for base in _bases(names, "levels", "limits")),
         importance=tuple(_importance(run, base) for base in _bases(names, "importance", "all")),
-        active=read_array(run, _PROFILE, "features/active"),
+        active=read_array(run, _PROFILE, "features/active") if "features/active" in names else np.zeros(0),
         answered=read_array(run, _PROFILE, "predictions/count"),
         labelled=read_array(run, _PROFILE, "labels/count"),
         exemplars=_exemplars(run),
