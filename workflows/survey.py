@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
-from storage.errors import ConfigurationError
-from tasks.cams.names import MethodName
+from storage.errors import ConfigurationError, ModelError
+from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
+from tasks.cams.names import GRADIENT_METHODS, MethodName
 from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
+from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings
 from tasks.glas import Glas
@@ -55,6 +59,7 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
     _check_methods(configuration.explain.methods, description)
+    _check_baselines(configuration.explain.methods, classifier)
     return LoadedModel(package, classifier, description)
 
 
@@ -151,7 +156,7 @@ def _needs_profile(method: MethodName, base: str) -> bool:
 
 def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
     """How base methods are computed, as configured."""
-    noise, asked = explain.perturbation, explain.glas
+    noise, asked, others = explain.perturbation, explain.glas, explain.baselines
     glas = Glas(asked.points, asked.light, asked.shadow, asked.spatial, asked.unit, asked.offset)
     configured: dict[str, Method] = dict(METHODS) | {
         "smooth-grad-cam++": SmoothGradCamPlusPlus(noise.smooth_draws, noise.smooth_std),
@@ -161,6 +166,17 @@ def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
         "glas-light": GlasMap("light", glas),
         "glas-shadow": GlasMap("shadow", glas),
         "rglas": RglasMap(glas, asked.reach, asked.ratio, asked.iterations),
+        "occlusion": OcclusionMap(others.occlusion_cells, others.occlusion_window, others.occlusion_stride),
+        "rise": RiseMap(others.rise_masks, others.rise_cells, others.rise_share),
+        "lime": LimeMap(others.lime_samples, others.lime_cells, others.lime_width, others.lime_ridge),
+        "meaningful-perturbation": MeaningfulPerturbation(
+            others.perturbation_cells,
+            others.perturbation_steps,
+            rate=others.perturbation_rate,
+            l1=others.perturbation_l1,
+            tv=others.perturbation_tv,
+            beta=others.perturbation_beta,
+        ),
     }
     return {base: configured[base] for base in bases}
 
@@ -172,6 +188,38 @@ def _check_methods(methods: Iterable[str], model: ModelDescription) -> None:
             f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "
             "factor only, works here."
         )
+
+
+_PACKAGES = {"occlusion": ("captum",), "lime": ("captum", "sklearn")}
+
+
+def _check_baselines(methods: Iterable[str], classifier: Classifier) -> None:
+    """Whether the packages are there that they need, and the gradient through the whole model."""
+    bases = tuple(dict.fromkeys(MethodName.parse(name).base for name in methods))
+    for base in bases:
+        missing = [package for package in _PACKAGES.get(base, ()) if find_spec(package) is None]
+        if missing:
+            raise ConfigurationError(
+                f"explain.methods: {base} needs {' and '.join(missing)}, not installed here: "
+                "pip install 'lucency[baselines]', on every node of a cluster too. rise and glas need nothing more."
+            )
+    differentiated = [base for base in bases if base in GRADIENT_METHODS]
+    if differentiated and not _has_input_gradient(classifier):
+        raise ConfigurationError(
+            f"explain.methods: {differentiated[0]} needs the gradient of the logits with respect to the input, and "
+            "this model gives none. occlusion, rise, lime and glas ask for probabilities alone and work here."
+        )
+
+
+def _has_input_gradient(classifier: Classifier) -> bool:
+    shape = (1, classifier.preprocess.channels, *classifier.preprocess.size)
+    inputs = torch.zeros(shape, device=classifier.device, requires_grad=True)
+    with capturing(classifier) as capture:
+        try:
+            torch.autograd.grad(capture.differentiable(inputs).sum(), inputs)
+        except (ModelError, RuntimeError):
+            return False
+    return True
 
 
 def _targets(
