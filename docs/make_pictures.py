@@ -270,7 +270,7 @@ def write_digits(folder: Path) -> None:
         f"Only s-grad-cam is not: it is on the scale of all {len(images)} images "
         "(clear at 0.5, red at 1, blue at 0 and below).",
     ]
-    _save(sheet(rows, notes, side=64, margin=150), "digits")
+    _save(sheet(rows, notes, side=64, margin=168), "digits")
 
 
 def main() -> None:

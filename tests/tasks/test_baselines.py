@@ -1,6 +1,7 @@
 """Gradient, occlusion, RISE, LIME and meaningful perturbation, against libraries, plain loops and planted evidence."""
 
 import itertools
+from dataclasses import replace
 from math import ceil, exp, sqrt
 
 import captum.attr
@@ -125,11 +126,16 @@ def test_the_gradient_is_the_largest_of_the_channels_and_that_of_captum(size, de
         torch.testing.assert_close(found[:, target], theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_first_layer_that_works_in_place_can_be_differentiated():
-    model, images = small(deep_head()), pictures(2)
-    expected = saliency(InputGradient(), model, images)
-    model.module.trunk.insert(0, nn.Threshold(-100.0, 0.0, inplace=True))
-    torch.testing.assert_close(saliency(InputGradient(), model, images), expected)
+def test_a_first_layer_that_works_in_place_can_be_differentiated_and_leaves_the_input_alone():
+    model = small(deep_head())
+    model.module.trunk.insert(0, nn.ReLU(inplace=True))
+    inputs = pixels(model, pictures(2)).contiguous(memory_format=torch.channels_last)
+    before = inputs.clone()
+    with capturing(model) as capture:
+        inputs.requires_grad_()
+        (found,) = torch.autograd.grad(capture.differentiable(inputs).sum(), inputs)
+    assert torch.equal(inputs.detach(), before)
+    assert torch.equal(found != 0, before > 0)
 
 
 # RISE
@@ -348,6 +354,15 @@ def test_a_column_without_a_class_has_no_map_and_an_image_without_any_is_no_faul
     found = explain_shard(model, images, names(images), truth, settings, limits={}, masks={})
     assert not found.failures
     assert np.isfinite(found.maps[name]).all((2, 3)).tolist() == [[True, False], [False, False]]
+
+
+@pytest.mark.parametrize("name", ["lime", "meaningful-perturbation"])
+def test_nothing_is_fitted_for_a_column_without_a_class(name):
+    model, images = small(deep_head()), pictures(2)
+    with evidence_of(model, images, torch.tensor([[1, 0], [0, 2]])) as evidence:
+        absent = torch.tensor([[False, True], [True, False]])
+        found = QUICK[name].saliency(replace(evidence, absent=absent), (4, 4))
+    assert (found == 0).all(3).all(2).tolist() == absent.tolist()
 
 
 @pytest.mark.parametrize("name", FIVE)
