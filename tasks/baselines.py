@@ -31,17 +31,23 @@ class InputGradient:
         """At most, for each class: a forward that all share, and a backward pass, which costs about as much."""
         return 2
 
+    @property
+    def by_class(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class OcclusionMap:
     """Drop of the probability where a square is dark, the mean over the squares that hide a cell (Zeiler & Fergus).
 
     captum moves the square: `cells` a side, the square `window` of them wide, moved by `stride`.
+    axes: of the input, by which its forwards are counted.
     """
 
     cells: int = 15
     window: int = 3
     stride: int = 1
+    axes: int = 2
 
     def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
@@ -69,7 +75,12 @@ class OcclusionMap:
 
     def forwards(self, features: int, head: str) -> int:
         """Of an image; once for all classes."""
-        return (ceil((self.cells - self.window) / self.stride) + 1) ** 2 + 1
+        places: int = (ceil((self.cells - self.window) / self.stride) + 1) ** self.axes
+        return places + 1
+
+    @property
+    def by_class(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,10 @@ class RiseMap:
     def forwards(self, features: int, head: str) -> int:
         """Of an image; once for all classes."""
         return self.masks
+
+    @property
+    def by_class(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +197,10 @@ class LimeMap:
         """Of an image; once for all classes."""
         return self.samples
 
+    @property
+    def by_class(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class MeaningfulPerturbation:
@@ -231,6 +250,10 @@ class MeaningfulPerturbation:
     def forwards(self, features: int, head: str) -> int:
         """For each class: a step is a forward and a backward pass, which costs about as much with frozen weights."""
         return 2 * self.steps
+
+    @property
+    def by_class(self) -> bool:
+        return True
 
 
 def _in_blocks(cells: Tensor, probes: Probes) -> Tensor:

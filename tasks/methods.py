@@ -24,7 +24,12 @@ class Painter(Protocol):
         ...
 
     def forwards(self, features: int, head: str) -> int:
-        """As of a Rule; for each class where classes cannot share them. A backward pass counts as one."""
+        """As of a Rule; for each class where `by_class`. A backward pass counts as one."""
+        ...
+
+    @property
+    def by_class(self) -> bool:
+        """Whether classes cannot share the forwards."""
         ...
 
 
@@ -44,6 +49,10 @@ class GlasMap:
 
     def forwards(self, features: int, head: str) -> int:
         return self.settings.forwards
+
+    @property
+    def by_class(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,10 @@ class RglasMap:
     def forwards(self, features: int, head: str) -> int:
         """At most: most searches end before the last iteration."""
         return self.iterations * (self.settings.forwards + 1)
+
+    @property
+    def by_class(self) -> bool:
+        return True
 
 
 Method = Rule | Painter

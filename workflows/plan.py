@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.cams.names import CLASS_METHODS
 from tasks.classifier import Classifier
+from tasks.methods import Method, Painter
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
@@ -156,7 +156,13 @@ def _extra(settings: Settings, bases: Iterable[str], model: ModelDescription, co
     costs = {base: settings.explain.rules[base].forwards(model.features, model.head) for base in bases}
     shared = max((cost for base, cost in costs.items() if base.startswith("glas")), default=0)
     others = {base: cost for base, cost in costs.items() if not base.startswith("glas")}
-    return shared + sum(cost * (columns if base in CLASS_METHODS else 1) for base, cost in others.items())
+    return shared + sum(
+        cost * columns if _by_class(settings.explain.rules[base]) else cost for base, cost in others.items()
+    )
+
+
+def _by_class(method: Method) -> bool:
+    return isinstance(method, Painter) and method.by_class
 
 
 def _seconds_a_forward(classifier: Classifier, placement: Placement) -> tuple[float, str]:

@@ -28,9 +28,6 @@ GRADIENT_METHODS = ("gradient", "meaningful-perturbation")
 
 BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS + GRADIENT_METHODS
 
-CLASS_METHODS = ("rglas", "gradient", "meaningful-perturbation")
-"""Methods that look anew for each class: their forwards are counted for each."""
-
 UNSCALED = {
     "rglas": "is scaled to [0, 1] by itself",
     "lime": "holds the coefficients of a model fitted to one image",

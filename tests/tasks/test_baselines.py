@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from storage.errors import ModelError
 from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
-from tasks.cams.names import BASE_METHODS, CLASS_METHODS, FEATURE_METHODS, GRADIENT_METHODS, UNSCALED, MethodName
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS, GRADIENT_METHODS, UNSCALED, MethodName
 from tasks.capture import capturing
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.methods import METHODS
@@ -298,11 +298,11 @@ def test_what_a_method_says_it_costs_is_what_it_forwards(name):
     with evidence_of(model, images, EVERY, step=7) as evidence:
         hook = model.module.register_forward_pre_hook(lambda _, batch: inputs.append(len(batch[0])))
         QUICK[name].saliency(evidence, (4, 4))
-        QUICK[name].saliency(evidence, (16, 16)) if name not in CLASS_METHODS else None
+        QUICK[name].saliency(evidence, (16, 16)) if not QUICK[name].by_class else None
         hook.remove()
     said = QUICK[name].forwards(12, "autograd")
     passes = {"gradient": 2 * (1 + 5), "meaningful-perturbation": 2 * sum(inputs)}
-    if name in CLASS_METHODS:  # backward passes are counted too; of the gradient classes share the forward
+    if QUICK[name].by_class:  # backward passes are counted too; of the gradient classes share the forward
         assert passes[name] <= 2 * 5 * said
         assert sum(inputs) == (2 if name == "gradient" else 2 * 5 * said // 2)
     else:
