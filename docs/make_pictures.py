@@ -25,7 +25,8 @@ from tasks.cams.names import BASE_METHODS, MethodName
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.profile import ProfileSettings, Truth, profile_shard
-from workflows.configuration import Baselines, Explain, Glas, Perturbation
+from workflows.configuration import Explain, Glas, Perturbation
+from workflows.configuration_baselines import Baselines
 from workflows.configuration_file import load
 from workflows.models import build_classifier, fetch_model
 from workflows.survey import rules_of

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
-from storage.errors import ConfigurationError, ModelError
+from storage.errors import ConfigurationError
 from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
-from tasks.cams.names import GRADIENT_METHODS, MethodName
+from tasks.cams.names import MethodName
 from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
-from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings
 from tasks.glas import Glas
@@ -23,6 +20,7 @@ from tasks.methods import METHODS, GlasMap, Method, RglasMap
 from tasks.profile import ProfileSettings
 from workflows.configuration import Configuration, Explain
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
+from workflows.requirements import check_requirements
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
     _check_methods(configuration.explain.methods, description)
-    _check_baselines(configuration.explain.methods, classifier)
+    check_requirements(configuration.explain.methods, classifier)
     return LoadedModel(package, classifier, description)
 
 
@@ -188,38 +186,6 @@ def _check_methods(methods: Iterable[str], model: ModelDescription) -> None:
             f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "
             "factor only, works here."
         )
-
-
-_PACKAGES = {"occlusion": ("captum",), "lime": ("captum", "sklearn")}
-
-
-def _check_baselines(methods: Iterable[str], classifier: Classifier) -> None:
-    """Whether the packages are there that they need, and the gradient through the whole model."""
-    bases = tuple(dict.fromkeys(MethodName.parse(name).base for name in methods))
-    for base in bases:
-        missing = [package for package in _PACKAGES.get(base, ()) if find_spec(package) is None]
-        if missing:
-            raise ConfigurationError(
-                f"explain.methods: {base} needs {' and '.join(missing)}, not installed here: "
-                "pip install 'lucency[baselines]', on every node of a cluster too. rise and glas need nothing more."
-            )
-    differentiated = [base for base in bases if base in GRADIENT_METHODS]
-    if differentiated and not _has_input_gradient(classifier):
-        raise ConfigurationError(
-            f"explain.methods: {differentiated[0]} needs the gradient of the logits with respect to the input, and "
-            "this model gives none. occlusion, rise, lime and glas ask for probabilities alone and work here."
-        )
-
-
-def _has_input_gradient(classifier: Classifier) -> bool:
-    shape = (1, classifier.preprocess.channels, *classifier.preprocess.size)
-    inputs = torch.zeros(shape, device=classifier.device, requires_grad=True)
-    with capturing(classifier) as capture:
-        try:
-            torch.autograd.grad(capture.differentiable(inputs).sum(), inputs)
-        except (ModelError, RuntimeError):
-            return False
-    return True
 
 
 def _targets(

@@ -61,7 +61,7 @@ def test_it_has_every_other_method(tmp_path: Path) -> None:
 def test_a_method_whose_package_is_not_installed_is_refused_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, absent: set[str], named: str
 ) -> None:
-    monkeypatch.setattr("workflows.survey.find_spec", lambda name: None if name in absent else find_spec(name))
+    monkeypatch.setattr("workflows.requirements.find_spec", lambda name: None if name in absent else find_spec(name))
     with pytest.raises(ConfigurationError, match=rf"explain.methods: {named} .*pip install 'lucency\[baselines\]'"):
         load_model(_asked(tmp_path, "rise", method), str(tmp_path))
     load_model(_asked(tmp_path, "rise", "gradient", "meaningful-perturbation"), str(tmp_path))
