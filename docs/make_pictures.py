@@ -1,4 +1,4 @@
-"""Writes docs/images/methods/: `python -m docs.make_pictures`, in under ten minutes on one core.
+"""Writes docs/images/methods/: `python -m docs.make_pictures`, in about a quarter of an hour on one core.
 
 Images and weights are real and come from installed packages; the digits classifier is trained as its example does.
 Every map comes from the functions that the two passes run, and every seed is fixed.
@@ -26,6 +26,7 @@ from tasks.classifier import Classifier
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.profile import ProfileSettings, Truth, profile_shard
 from workflows.configuration import Explain, Glas, Perturbation
+from workflows.configuration_baselines import Baselines
 from workflows.configuration_file import load
 from workflows.models import build_classifier, fetch_model
 from workflows.survey import rules_of
@@ -39,11 +40,18 @@ _RADIOGRAPH = "RG1_UNCR.dcm"
 # A forward for each feature, draw and step, and EfficientNet-Lite0 has 1280 features: for the first photograph only.
 _BY_FEATURE = ("score-cam", "ss-cam", "is-cam")
 _OTHERS = tuple(base for base in BASE_METHODS if base not in _BY_FEATURE)
-_FEWER = Explain(perturbation=Perturbation(ss_draws=1, is_steps=2), glas=Glas(points=9, iterations=5))
-_FEWER_SAID = "glas and rglas: 9 x 9 points instead of 15 x 15; rglas: 5 iterations at most instead of 10."
+_FEWER = Explain(
+    perturbation=Perturbation(ss_draws=1, is_steps=2),
+    glas=Glas(points=9, iterations=5),
+    baselines=Baselines(rise_masks=500, lime_samples=300),
+)
+_FEWER_SAID = (
+    "glas and rglas: 9 x 9 points instead of 15 x 15; rglas: 5 iterations at most instead of 10.",
+    "rise: 500 masks instead of 2000; lime: 300 samples instead of 1000.",
+)
 _FEWEST_SAID = "ss-cam: 1 draw instead of 35; is-cam: 2 steps instead of 10; they and score-cam: first image only."
 _LEFT_OUT_SAID = "Left out, for what they cost: score-cam, ss-cam, is-cam."
-_SCALE_SAID = "Each map is divided by its own largest magnitude."
+_SCALE_SAID = "Each map is divided by its own largest magnitude, that of rise after its minimum is taken off."
 _BATCH = 8  # on one core the fastest
 _DIGIT = "three"
 _FORMATS = {".dcm": "dicom", ".png": "png", ".jpg": "jpeg"}
@@ -120,8 +128,10 @@ def paint(picture: Array, saliency: Array, most: float) -> Array:
 
 
 def _painted(case: Case, method: str) -> Array:
-    """On its own scale, but for a map on the common scale: that one from its middle, 0.5."""
+    """On its own scale, but for a map on the common scale: that one from its middle, 0.5. RISE: from its minimum."""
     saliency = case.maps[method]
+    if method == "rise":  # all of it lies far above 0, at the mean answer to the masks
+        saliency = saliency - saliency.min()
     if MethodName.parse(method).scaled:
         return paint(case.picture, saliency - 0.5, 0.5)
     return paint(case.picture, saliency, float(np.abs(saliency).max()))
@@ -221,11 +231,12 @@ def write_real(folder: Path) -> None:
     *photographs, radiograph = rest
     model = "EfficientNet-Lite0, ImageNet weights, last spatial layer (7 x 7 cells)."
     rows = [row for case in (shown, *photographs) for row in _block(case)]
-    _save(sheet(rows, [f"{model} {_SCALE_SAID}", _FEWER_SAID, _FEWEST_SAID], side=144), "photographs")
+    _save(sheet(rows, [model, _SCALE_SAID, *_FEWER_SAID, _FEWEST_SAID], side=144), "photographs")
     notes = [
         "This classifier knows no radiographs: class and places mean nothing here. It shows what the methods do.",
-        f"{model} {_SCALE_SAID}",
-        _FEWER_SAID,
+        model,
+        _SCALE_SAID,
+        *_FEWER_SAID,
         _LEFT_OUT_SAID,
     ]
     _save(sheet(_block(radiograph, " (it knows no radiographs)"), notes, side=144), "radiograph")
@@ -256,10 +267,11 @@ def write_digits(folder: Path) -> None:
     rows += [Row([_painted(case, method) for case in cases], label=method) for method in cases[0].maps]
     notes = [
         f"Every map explains the class {_DIGIT!r}; p is its probability. Classifier of examples/digits, 8 x 8 cells.",
-        f"{_SCALE_SAID} Only s-grad-cam is not: it is on the scale of all",
-        f"{len(images)} images (clear at 0.5, red at 1, blue at 0 and below), so its colours can be compared.",
+        _SCALE_SAID,
+        f"Only s-grad-cam is not: it is on the scale of all {len(images)} images "
+        "(clear at 0.5, red at 1, blue at 0 and below).",
     ]
-    _save(sheet(rows, notes, side=64, margin=150), "digits")
+    _save(sheet(rows, notes, side=64, margin=168), "digits")
 
 
 def main() -> None:

@@ -115,6 +115,11 @@ class Capture:
         with self._tap.doing(None):
             return self._through(batch, self._logits)
 
+    def differentiable(self, batch: Tensor) -> Tensor:
+        """z [B,C] float32 with a graph from the batch, trunk and head. Raises ModelError where there is none."""
+        with self._tap.doing(None), torch.enable_grad():
+            return self._through(batch, self._logits_with_graph)
+
     def logits_without(self, image: Tensor, forward: Forward, index: int, features: Tensor) -> Tensor:
         """z [n,C] of one image [1,channels,H,W] with one of the features [n] set to 0 in each row.
 
@@ -140,6 +145,15 @@ class Capture:
         with torch.no_grad(), self._autocast:
             output = self._classifier.module(batch)
         _check_shape(output, self._classifier, self._tap.rows(len(batch)))
+        logits: Tensor = output.float()
+        return logits
+
+    def _logits_with_graph(self, batch: Tensor) -> Tensor:
+        with self._autocast:
+            output = self._classifier.module(batch.clone())  # a first operation in place may not change a leaf
+        _check_shape(output, self._classifier, len(batch))
+        if not output.requires_grad:
+            raise ModelError("the logits have no gradient with respect to the input")
         logits: Tensor = output.float()
         return logits
 

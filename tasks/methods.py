@@ -1,4 +1,4 @@
-"""Every base method by its name: CAM rules, and methods that paint a map from probabilities alone."""
+"""Every base method by its name: CAM rules, and methods that paint a map without features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
 from tasks.cams.rules import RULES, Rule
 from tasks.cams.scaling import resized
@@ -23,7 +24,12 @@ class Painter(Protocol):
         ...
 
     def forwards(self, features: int, head: str) -> int:
-        """As of a Rule; for each class where classes cannot share them."""
+        """As of a Rule; for each class where `by_class`. A backward pass counts as one."""
+        ...
+
+    @property
+    def by_class(self) -> bool:
+        """Whether classes cannot share the forwards."""
         ...
 
 
@@ -43,6 +49,10 @@ class GlasMap:
 
     def forwards(self, features: int, head: str) -> int:
         return self.settings.forwards
+
+    @property
+    def by_class(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,10 @@ class RglasMap:
         """At most: most searches end before the last iteration."""
         return self.iterations * (self.settings.forwards + 1)
 
+    @property
+    def by_class(self) -> bool:
+        return True
+
 
 Method = Rule | Painter
 
@@ -91,4 +105,9 @@ METHODS: Mapping[str, Method] = {
     "glas-light": GlasMap("light"),
     "glas-shadow": GlasMap("shadow"),
     "rglas": RglasMap(),
+    "occlusion": OcclusionMap(),
+    "rise": RiseMap(),
+    "lime": LimeMap(),
+    "gradient": InputGradient(),
+    "meaningful-perturbation": MeaningfulPerturbation(),
 }

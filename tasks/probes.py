@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, one_hot
 
 from tasks.capture import Capture, Forward
 from tasks.classifier import Classifier
@@ -66,6 +66,23 @@ class Probes:
     def predict(self, inputs: Tensor) -> Tensor:
         """Normalised inputs [n,channels,H,W] to probabilities [n,C]."""
         return self._classifier.probabilities(self._capture.logits(inputs))
+
+    def behind(self, images: int | Tensor, masks: Tensor) -> Tensor:
+        """b + (x - b) m of an image, or of images [n], behind masks [n,1,*size] -> [n,channels,*size]."""
+        dark = self.dark.view(-1, *[1] * (self.pixels.ndim - 2))
+        return torch.lerp(dark, self.pixels[images], masks)
+
+    def differentiable(self, inputs: Tensor) -> Tensor:
+        """As predict, with a graph from the inputs to the probabilities."""
+        return self._classifier.probabilities(self._capture.differentiable(inputs))
+
+    def gradients(self, classes: Tensor) -> Iterator[Tensor]:
+        """dz_c/dx [B,channels,*size] of classes [B,T], a column at a time: one forward, and a backward pass each."""
+        inputs = self.pixels.detach().requires_grad_()
+        logits = self._capture.differentiable(inputs)
+        for column in classes.T:
+            chosen = one_hot(column, logits.shape[1]).to(logits)
+            yield torch.autograd.grad(logits, inputs, chosen, retain_graph=True)[0]
 
     def looks(self, settings: Glas) -> tuple[Looks, ...]:
         """What light and shadow tell of each image."""
@@ -140,10 +157,13 @@ class Probes:
         noise = [self._noise(f"input|{draw}", index, self.pixels.shape[1:]) for index in range(len(self.pixels))]
         return self._capture(self.pixels + std * torch.stack(noise).to(self.pixels))
 
-    def _noise(self, purpose: str, index: int, shape: Sequence[int]) -> Tensor:
+    def generator(self, purpose: str, index: int) -> torch.Generator:
+        """Random numbers, on the CPU, that follow from the image's name and the purpose alone."""
         digest = hashlib.sha256(f"{self._names[index]}|{purpose}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        return torch.randn(tuple(shape), generator=generator)
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+    def _noise(self, purpose: str, index: int, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self.generator(purpose, index))
 
     def _features(self) -> Tensor:
         return torch.arange(self._forward.activation.shape[1], device=self._forward.activation.device)

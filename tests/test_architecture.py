@@ -35,7 +35,7 @@ def _import_all(room: str, hidden: set[str]) -> "subprocess.CompletedProcess[str
 
 def test_the_compute_floor_runs_with_torch_and_numpy_alone() -> None:
     others = {"ray", "mlflow", "pyarrow", "zarr", "obstore", "pydicom", "PIL", "pandas", "click", "rich", "pydantic"}
-    done = _import_all("tasks", others | {"torchvision", "yaml", "matplotlib", "jinja2", "scipy"})
+    done = _import_all("tasks", others | {"torchvision", "yaml", "matplotlib", "jinja2", "scipy", "captum", "sklearn"})
     assert done.returncode == 0, done.stderr
 
 
@@ -100,12 +100,12 @@ def _normal(name: str) -> str:
     ("folder", "extras"),
     [
         ("storage", ()),
-        ("tasks", ()),
+        ("tasks", ("baselines",)),
         ("workflows", ("onnx",)),
         ("examples", ("demo",)),
         ("docs", ()),
-        ("benchmarks", ("demo", "test")),
-        ("tests", ("demo", "test")),
+        ("benchmarks", ("baselines", "demo", "test")),
+        ("tests", ("baselines", "demo", "test")),
     ],
 )
 def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:

@@ -6,17 +6,15 @@ was expected. ``--set a.b=c`` overrides a key before the check, so an override i
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from storage.errors import ConfigurationError
 from tasks.cams.names import BASE_METHODS, MethodName
+from workflows.configuration_baselines import Baselines
+from workflows.sections import Positive as _Positive
+from workflows.sections import Section as _Section
 
-_Positive = Annotated[int, Field(ge=1)]
 _Side = _Positive | tuple[_Positive, _Positive]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Labels(_Section):
@@ -216,6 +214,7 @@ class Explain(_Section):
     features: Features = Features()
     perturbation: Perturbation = Perturbation()
     glas: Glas = Glas()
+    baselines: Baselines = Baselines()
     map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
     border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tasks.methods import Method, Painter
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
@@ -109,7 +110,9 @@ def freeze(
     """Put numbers to each stage."""
     seconds, measured_on = _seconds_a_forward(model, placement)
     description = model.description
-    profile_forwards = archive.images * (1 + _extra(settings, settings.profile.bases, description, 1))
+    profile_forwards = archive.images * (
+        1 + _extra(settings, settings.profile.bases, description, len(description.classes))
+    )
     maps_forwards = archive.images * (1 + _extra(settings, settings.explain.rules, description, settings.maps.targets))
     features, classes = model.description.features, len(model.description.classes)
     bases = len(settings.profile.bases)
@@ -149,11 +152,17 @@ def freeze(
 
 
 def _extra(settings: Settings, bases: Iterable[str], model: ModelDescription, columns: int) -> int:
-    """Forwards an image beyond the first, at most. The three maps of GLAS share theirs; RGLAS searches by class."""
+    """Forwards an image beyond the first, at most. The three maps of GLAS share theirs; some methods look by class."""
     costs = {base: settings.explain.rules[base].forwards(model.features, model.head) for base in bases}
     shared = max((cost for base, cost in costs.items() if base.startswith("glas")), default=0)
-    searches = columns * costs.get("rglas", 0)
-    return shared + searches + sum(cost for base, cost in costs.items() if "glas" not in base)
+    others = {base: cost for base, cost in costs.items() if not base.startswith("glas")}
+    return shared + sum(
+        cost * columns if _by_class(settings.explain.rules[base]) else cost for base, cost in others.items()
+    )
+
+
+def _by_class(method: Method) -> bool:
+    return isinstance(method, Painter) and method.by_class
 
 
 def _seconds_a_forward(model: LoadedModel, placement: Placement) -> tuple[float, str]:

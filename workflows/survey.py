@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
+from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.names import PROBABILITY_METHODS, MethodName
 from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
 from tasks.classifier import Classifier
@@ -20,6 +21,7 @@ from tasks.profile import ProfileSettings
 from workflows.black_boxes import black_box
 from workflows.configuration import Configuration, Explain
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
+from workflows.requirements import check_requirements
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
     _check_methods(configuration.explain.methods, description)
+    check_requirements(configuration.explain.methods, classifier)
     return LoadedModel(package, classifier, description)
 
 
@@ -153,7 +156,7 @@ def _needs_profile(method: MethodName, base: str) -> bool:
 
 def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
     """How base methods are computed, as configured."""
-    noise, asked = explain.perturbation, explain.glas
+    noise, asked, others = explain.perturbation, explain.glas, explain.baselines
     glas = Glas(asked.points, asked.light, asked.shadow, asked.spatial, asked.unit, asked.offset)
     configured: dict[str, Method] = dict(METHODS) | {
         "smooth-grad-cam++": SmoothGradCamPlusPlus(noise.smooth_draws, noise.smooth_std),
@@ -163,6 +166,17 @@ def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
         "glas-light": GlasMap("light", glas),
         "glas-shadow": GlasMap("shadow", glas),
         "rglas": RglasMap(glas, asked.reach, asked.ratio, asked.iterations),
+        "occlusion": OcclusionMap(others.occlusion_cells, others.occlusion_window, others.occlusion_stride),
+        "rise": RiseMap(others.rise_masks, others.rise_cells, others.rise_share),
+        "lime": LimeMap(others.lime_samples, others.lime_cells, others.lime_width, others.lime_ridge),
+        "meaningful-perturbation": MeaningfulPerturbation(
+            others.perturbation_cells,
+            others.perturbation_steps,
+            rate=others.perturbation_rate,
+            l1=others.perturbation_l1,
+            tv=others.perturbation_tv,
+            beta=others.perturbation_beta,
+        ),
     }
     return {base: configured[base] for base in bases}
 

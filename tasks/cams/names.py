@@ -20,10 +20,20 @@ FEATURE_METHODS = (
 )
 """Sums over features of weight times activation: they have an importance matrix, and features to select."""
 
-PROBABILITY_METHODS = ("glas", "glas-light", "glas-shadow", "rglas")
+PROBABILITY_METHODS = ("glas", "glas-light", "glas-shadow", "rglas", "occlusion", "rise", "lime")
 """Maps from probabilities alone: the classifier may be a black box."""
 
-BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS
+GRADIENT_METHODS = ("gradient", "meaningful-perturbation")
+"""Maps from gradients with respect to the input: the classifier is differentiated as a whole."""
+
+BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS + GRADIENT_METHODS
+
+UNSCALED = {
+    "rglas": "is scaled to [0, 1] by itself",
+    "lime": "holds the coefficients of a model fitted to one image",
+    "meaningful-perturbation": "is a mask in [0, 1]",
+}
+"""Methods whose maps have no common scale over an archive, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +54,8 @@ class MethodName:
         base = base.removeprefix("s-")
         if base not in BASE_METHODS:
             raise ValueError(f"unknown method {name!r}; expected [fs-][s-] and one of {', '.join(BASE_METHODS)}")
-        if scaled and base == "rglas":
-            raise ValueError(f"{name!r}: an rglas map is scaled to [0, 1] by itself and has no common scale")
+        if scaled and base in UNSCALED:
+            raise ValueError(f"{name!r}: a map of {base} {UNSCALED[base]} and has no common scale; leave out s-")
         if selected and base not in FEATURE_METHODS:
             raise ValueError(f"{name!r}: {base} has no features to select; leave out fs-")
         return cls(base, selected, scaled)

@@ -77,7 +77,7 @@ def individual(saliency: Tensor) -> Tensor:
     return (positive - low) / torch.where(span > 0, span, torch.ones_like(span))
 
 
-def resized(saliency: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(saliency: Tensor, size: tuple[int, ...]) -> Tensor:
     """[B,T,h,w] maps at another size, bilinear, cell centres kept in place."""
     if tuple(saliency.shape[-2:]) == size:
         return saliency

@@ -15,16 +15,24 @@ from tests.small_audits import lucency, write_archive, write_audit
 _IMAGES = 12
 _METHODS = [
     *(base for base in BASE_METHODS if base not in ("ss-cam", "is-cam")),
-    "s-grad-cam", "s-layer-cam", "fs-ablation-cam", "fs-s-eigen-grad-cam", "s-score-cam", "s-glas",
+    "s-grad-cam", "s-layer-cam", "fs-ablation-cam", "fs-s-eigen-grad-cam", "s-score-cam", "s-glas", "s-gradient",
 ]  # fmt: skip
+_FEW = {
+    "occlusion_cells": 8, "rise_masks": 12, "lime_samples": 30, "lime_cells": 4, "perturbation_steps": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("methods")
     write_archive(folder, _IMAGES)
-    glas = {"points": 4, "iterations": 2}
-    config = write_audit(folder, explain__methods=_METHODS, explain__glas=glas, explain__targets=["three", "seven"])
+    config = write_audit(
+        folder,
+        explain__methods=_METHODS,
+        explain__glas={"points": 4, "iterations": 2},
+        explain__baselines=_FEW,
+        explain__targets=["three", "seven"],
+    )
     done = lucency("audit", str(config), folder=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stderr + done.stdout
@@ -49,8 +57,9 @@ def test_cam_and_grad_cam_differ_by_the_number_of_cells_behind_a_pooled_linear_h
 def test_what_is_profiled_is_what_is_cheap_or_made_from_levels(audited: tuple[Path, str]) -> None:
     profile = zarr.open_group(audited[0] / "profile.zarr", mode="r")
     levels, importance = set(profile["levels"].group_keys()), set(profile["importance"].group_keys())
-    dear = {"smooth-grad-cam++", "ss-cam", "is-cam", "glas-light", "glas-shadow", "rglas"}
-    assert levels == set(BASE_METHODS) - dear | {"smooth-grad-cam++"}  # behind a linear head it makes no draw
+    dear = {"ss-cam", "is-cam", "glas-light", "glas-shadow", "rglas"}  # smooth-grad-cam++ makes no draw here
+    dear |= {"occlusion", "rise", "lime", "meaningful-perturbation"}
+    assert levels == set(BASE_METHODS) - dear
     assert importance == levels & set(FEATURE_METHODS)
 
 
@@ -58,15 +67,16 @@ def test_consistency_is_told_of_every_method(audited: tuple[Path, str]) -> None:
     table = pq.read_table(audited[0] / "metrics.parquet").to_pylist()
     told = {row["method"] for row in table if row["measure"] == "consistency.pearson"}
     assert {f"{base}.raw" for base in BASE_METHODS if base not in ("ss-cam", "is-cam")} <= told
-    assert {"glas.tanh", "fs-ablation-cam.raw", "score-cam.linear"} <= told
-    assert "rglas.tanh" not in told
+    assert {"glas.tanh", "fs-ablation-cam.raw", "score-cam.linear", "gradient.tanh"} <= told
+    assert not {"rglas.tanh", "lime.tanh"} & told
 
 
 def test_the_plan_counts_what_each_pass_forwards(audited: tuple[Path, str]) -> None:
     features, look = 64, 2 * 4**2 + 1
     rows = dict(re.findall(r"(?m)^(profile|maps) .* (\d+) +[\d.]+$", audited[1]))
-    assert int(rows["profile"]) == _IMAGES * (1 + features + look)
-    assert int(rows["maps"]) == _IMAGES * (1 + features + look + 2 * 2 * (look + 1))
+    assert int(rows["profile"]) == _IMAGES * (1 + features + look + 10 * 2)  # all ten classes' gradients
+    shared, by_class = features + look + (6**2 + 1) + 12 + 30, 2 * (look + 1) + 2 + 2 * 3
+    assert int(rows["maps"]) == _IMAGES * (1 + shared + 2 * by_class)
 
 
 def test_the_report_is_built_from_it(audited: tuple[Path, str]) -> None:

@@ -11,6 +11,7 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
 from tasks.cams.heads import Head
 from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
@@ -36,6 +37,11 @@ QUICK_METHODS: dict[str, Method] = {
     "glas-light": GlasMap("light", Glas(3)),
     "glas-shadow": GlasMap("shadow", Glas(3)),
     "rglas": RglasMap(Glas(3), iterations=2),
+    "occlusion": OcclusionMap(4, 2),
+    "rise": RiseMap(20, 5),
+    "lime": LimeMap(20, 4),
+    "gradient": InputGradient(),
+    "meaningful-perturbation": MeaningfulPerturbation(4, 3),
 }
 
 

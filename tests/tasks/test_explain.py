@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from storage.errors import ModelError
-from tasks.cams.names import BASE_METHODS, FEATURE_METHODS, MethodName
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS, UNSCALED, MethodName
 from tasks.cams.scaling import CommonScale
 from tasks.consistency import consistency
 from tasks.explain import ExplainSettings, explain_shard
@@ -29,7 +29,7 @@ EVERY_METHOD = tuple(
     for base in BASE_METHODS
     for selected in (False, True)
     for scaled in (False, True)
-    if (base in FEATURE_METHODS or not selected) and (base != "rglas" or not scaled)
+    if (base in FEATURE_METHODS or not selected) and (base not in UNSCALED or not scaled)
 )
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
@@ -43,7 +43,7 @@ def explain(model, images, truth, settings, **profiled):
     profile = profile_shard(
         model, images, names(images), truth, ProfileSettings(BASE_METHODS, rules=QUICK_METHODS)
     ).profile
-    limits = {base: profile.limits(base) for base in BASE_METHODS if base != "rglas"}
+    limits = {base: profile.limits(base) for base in BASE_METHODS if base not in UNSCALED}
     masks = {base: profile.mask(base, share=0.3) for base in FEATURE_METHODS}
     profiled = {"limits": limits, "masks": masks} | profiled
     settings = replace(settings, rules=QUICK_METHODS)

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from storage.errors import ConfigurationError
+from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
+from tasks.methods import METHODS
 from workflows.configuration import Configuration, check
 from workflows.models import ModelDescription
-from workflows.plan import Plan, Stage
-from workflows.survey import ArchiveFacts, settle
+from workflows.plan import Plan, Stage, _extra
+from workflows.survey import ArchiveFacts, Settings, rules_of, settle
 
 _CLASSES = ("Mass", "Nodule", "Hernia")
 _MODEL = ModelDescription(
@@ -82,6 +84,43 @@ def test_targets_decide_how_many_maps_an_image_has(targets: object, columns: int
 @pytest.mark.parametrize(("size", "expected"), [("native", (7, 7)), ("input", (224, 224)), ([32, 40], (32, 40))])
 def test_map_size_is_the_layers_the_inputs_or_given(size: object, expected: tuple[int, int]) -> None:
     assert settle(_asked(map=size), _MODEL, _FACTS).maps.size == expected
+
+
+def _methods(*names: str, **baselines: object) -> Settings:
+    return settle(_asked(methods=list(names), targets="all", baselines=baselines), _MODEL, _FACTS)
+
+
+def test_what_classes_share_is_counted_once_and_the_rest_for_each_class() -> None:
+    settings = _methods(
+        "rise", "lime", "occlusion", "gradient", "meaningful-perturbation", "rglas", "glas", "glas-light"
+    )
+    shared = 2000 + 1000 + (13**2 + 1) + 451
+    assert _extra(settings, settings.explain.rules, _MODEL, 3) == shared + 3 * (2 + 2 * 300 + 10 * 452)
+
+
+def test_what_is_configured_of_the_baselines_is_what_they_do() -> None:
+    rules = _methods(
+        "occlusion", "rise", "lime", "meaningful-perturbation",
+        occlusion_cells=20, occlusion_window=4, occlusion_stride=2, rise_masks=10, rise_cells=5, rise_share=0.3,
+        lime_samples=50, lime_cells=9, lime_width=0.5, lime_ridge=0.1, perturbation_cells=14, perturbation_steps=20,
+        perturbation_rate=0.2, perturbation_l1=0.3, perturbation_tv=0.4, perturbation_beta=2.5,
+    ).explain.rules  # fmt: skip
+    assert rules == {
+        "occlusion": OcclusionMap(cells=20, window=4, stride=2),
+        "rise": RiseMap(masks=10, cells=5, share=0.3),
+        "lime": LimeMap(samples=50, cells=9, width=0.5, ridge=0.1),
+        "meaningful-perturbation": MeaningfulPerturbation(cells=14, steps=20, rate=0.2, l1=0.3, tv=0.4, beta=2.5),
+    }
+
+
+def test_the_defaults_are_those_of_the_methods() -> None:
+    assert rules_of(_asked().explain, METHODS) == METHODS
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 4), (16, 1)])
+def test_squares_that_leave_gaps_or_do_not_fit_are_refused(window: int, stride: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"explain.baselines: .*occlusion_stride <= occlusion_window"):
+        _asked(baselines={"occlusion_window": window, "occlusion_stride": stride})
 
 
 def test_a_class_the_model_does_not_have_is_refused_with_those_it_has() -> None:
