@@ -1,7 +1,8 @@
 """Arrays of a run: `profile.zarr`, written once as a whole, and `maps.zarr`, written shard by shard."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -71,21 +72,42 @@ def array_names(run: Objects, key: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class MapsPlan:
-    """The shape of `maps.zarr`: images N, images a shard, target columns T, map size (H, W)."""
+    """The shape of `maps.zarr`: images N, images a shard, target columns T, map size (H, W) or (D, H, W).
+
+    steps: methods that have several maps a column, one after another, and how many; wide: methods in float32, where all
+    others are float16.
+    """
 
     images: int
     shard_images: int
     targets: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     methods: tuple[str, ...]
+    steps: Mapping[str, int] = field(default_factory=dict)
+    wide: tuple[str, ...] = ()
 
-    def chunk_targets(self) -> int:
+    def chunk_targets(self, method: str) -> int:
         """Targets in one inner chunk: one for large maps, several where a single map is a few bytes."""
-        return max(1, min(self.targets, _CHUNK_BYTES // (2 * self.size[0] * self.size[1])))
+        return max(1, min(self.targets, _CHUNK_BYTES // (2 * prod(self.shape(method)))))
 
     def bytes(self) -> int:
-        """Uncompressed bytes of all maps: float16."""
-        return 2 * self.images * self.targets * self.size[0] * self.size[1] * len(self.methods)
+        """Uncompressed bytes of all maps."""
+        return sum(map(self.method_bytes, (*self.methods, *self.steps)))
+
+    def method_bytes(self, method: str) -> int:
+        """Those of one array."""
+        return np.dtype(self.dtype(method)).itemsize * self.images * self.targets * prod(self.shape(method))
+
+    def shape(self, method: str) -> tuple[int, ...]:
+        """What a target of an image has: one map, or one a step."""
+        return (self.steps[method], *self.size) if method in self.steps else self.size
+
+    def dtype(self, method: str) -> str:
+        return "float32" if method in self.wide else "float16"
+
+    def axes(self, method: str) -> tuple[str, ...]:
+        """Names of an array's axes."""
+        return ("image", "target", *(("step",) if method in self.steps else ()), *("z", "y", "x")[-len(self.size) :])
 
 
 _MAPS = "maps.zarr"
@@ -95,17 +117,18 @@ def create_maps(run: Objects, plan: MapsPlan, meanings: Mapping[str, str], attri
     """Create the empty arrays of pass 2, before any worker writes a region."""
     run.delete(_MAPS)
     root = zarr.create_group(run.zarr(_MAPS), attributes=dict(attributes))
-    targets = -(-plan.targets // plan.chunk_targets()) * plan.chunk_targets()
-    for method in plan.methods:
+    for method in (*plan.methods, *plan.steps):
+        cells, together = plan.shape(method), plan.chunk_targets(method)
+        targets = -(-plan.targets // together) * together
         root.create_array(
             method,
-            shape=(plan.images, plan.targets, *plan.size),
-            dtype="float16",
-            chunks=(1, plan.chunk_targets(), *plan.size),
-            shards=(plan.shard_images, targets, *plan.size),
+            shape=(plan.images, plan.targets, *cells),
+            dtype=plan.dtype(method),
+            chunks=(1, together, *cells),
+            shards=(plan.shard_images, targets, *cells),
             compressors=_codecs(),
             fill_value=float("nan"),
-            dimension_names=("image", "target", "y", "x"),
+            dimension_names=plan.axes(method),
             attributes={"meaning": meanings[method]},
         )
     root.create_array(
@@ -133,5 +156,5 @@ def write_maps(
 
 
 def open_maps(run: Objects, method: str) -> zarr.Array[Any]:
-    """The maps [N, T, H, W] of one method, or `classes` [N, T], to be read lazily."""
+    """The maps [N, T, H, W] of one method (volumes: [N, T, D, H, W]), or `classes` [N, T], to be read lazily."""
     return zarr.open_array(run.zarr(_MAPS, read_only=True), path=method, mode="r")

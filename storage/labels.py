@@ -136,6 +136,7 @@ def resolve_with_folders(named: Mapping[str, _Value], locations: Collection[str]
     files_by_name, folders_by_name = _unique_by_name(files), _unique_by_name(folders)
     of_files: dict[str, _Value] = {}
     of_folders: dict[str, _Value] = {}
+    unmatched = 0
     for name, value in named.items():
         if name in files:
             of_files[name] = value
@@ -149,6 +150,8 @@ def resolve_with_folders(named: Mapping[str, _Value], locations: Collection[str]
                 of_folders[folder_named] = value
             elif file is not None and folder_named is None:
                 of_files[file] = value
+            else:
+                unmatched += 1
     found: dict[str, _Value] = {}
     for location in locations:
         if location in of_files:
@@ -157,7 +160,7 @@ def resolve_with_folders(named: Mapping[str, _Value], locations: Collection[str]
         nearest = next((path for path in above[location.rpartition("/")[0]] if path in of_folders), None)
         if nearest is not None:
             found[location] = of_folders[nearest]
-    return Resolved(found, len(named) - len(of_files) - len(of_folders))
+    return Resolved(found, unmatched)
 
 
 def _and_above(folder: str) -> Iterator[str]:
@@ -172,7 +175,7 @@ def _unique_by_name(locations: Collection[str]) -> dict[str, str]:
     for location in locations:
         name = location.rpartition("/")[2]
         found[name] = None if name in found else location
-        stem = _IMAGE_SUFFIX.sub("", name)
+        stem = SUFFIX.sub("", _IMAGE_SUFFIX.sub("", name))
         stems[stem] = None if stem in stems else location
     return {name: location for name, location in (stems | found).items() if location is not None}
 

@@ -21,6 +21,8 @@ Array = NDArray[Any]
 
 _GZIP = b"\x1f\x8b"
 _START_BYTES = 544  # no header is longer
+_PACKED_START = 64 << 10  # bytes of a packed file: more than its header takes
+_LARGEST_LABEL = (1 << 31) - 1
 # sizeof_hdr of NIfTI-1 and NIfTI-2, and where each has its magic.
 _MAGIC_AT = {348: 344, 540: 4}
 _PAIRS = (b"ni1", b"ni2")
@@ -53,7 +55,7 @@ def summarise_nifti(head: bytes) -> Header:
 
 def decode_nifti(payload: bytes, options: DecodeOptions) -> Volume:
     """Raises ImageError for what is damaged, over the caps, or not a number."""
-    layout = _Layout.read(_unpacked_start(payload[: 64 << 10]))
+    layout = _Layout.read(_unpacked_start(payload[:_PACKED_START]))
     refuse_large(layout.axes.sizes(layout.shape), options.voxels)
     stored = _voxels(payload, layout, options)
     if stored.dtype.kind == "f" and (odd := stored.size - int(np.isfinite(stored).sum())):
@@ -66,6 +68,22 @@ def decode_nifti(payload: bytes, options: DecodeOptions) -> Volume:
     window = options.range_window or full_range(low, high)
     pixels = render_volume(values, layout.rescale, window, inverted=False)
     return Volume(pixels, layout.axes.turned_spacing)
+
+
+def read_label_volume(payload: bytes) -> tuple[NDArray[np.int32], tuple[float, ...]]:
+    """Labels [d,h,w] of an atlas and their spacing in mm, turned as decoded volumes are.
+
+    However small it was packed: labels repeat. Raises ImageError for a damaged file and for voxels that are no whole
+    numbers from 0.
+    """
+    start = payload[:_PACKED_START]
+    if not is_nifti(start):
+        raise ImageError("no NIfTI file; expected a label volume, .nii or .nii.gz")
+    layout = _Layout.read(_unpacked_start(start))
+    values = layout.rescale(layout.axes.turned(_voxels(payload, layout, DecodeOptions(ratio=math.inf))))
+    if not ((values >= 0) & (values <= _LARGEST_LABEL) & (values == np.rint(values))).all():
+        raise ImageError("its voxels are not all whole numbers from 0; expected the number of a region, or 0")
+    return values.astype(np.int32), layout.axes.turned_spacing
 
 
 def refuse_bomb(unpacked: int, packed: int, *, file_bytes: int, ratio: float) -> None:

@@ -116,7 +116,7 @@ def _slice(
         "modality": header.modality,
         "patient": identity.patient(header.patient) if header.patient else None,
         "named_patient": identity.patient(label.patient) if label.patient else None,  # by the label file
-        "labels": None if label.labels is None else _SEPARATOR.join(label.labels),
+        "labels": None if label.labels is None else _SEPARATOR.join(sorted(label.labels)),
         "split": label.split,
         "burned_in": header.burned_in,
     }
@@ -139,7 +139,7 @@ def assemble_volumes(
             continue
         locations = group.texts("location")
         if np.isnan(group.places["position"]).all():
-            reason = f"it has no position in the patient, as projection X-rays have none, and no volume; {_ALONE}"
+            reason = f"no position where slices have it, as X-rays and single enhanced frames; {_ALONE}"
             rejections.extend(
                 reject(identity, location, reason)
                 for location, its_split in zip(locations, group.texts("split"), strict=True)

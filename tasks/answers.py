@@ -30,7 +30,7 @@ def are_shares(answers: Tensor) -> bool:
     """Whether each image's answers [B,C] are of several classes, from 0 to 1, and add up to 1, as no logits do."""
     if answers.shape[1] < 2 or bool(((answers < 0) | (answers > 1)).any()):
         return False
-    return bool(((answers.sum(1) - 1).abs() < 1e-4).all())
+    return bool(((answers.sum(1) - 1).abs() <= _SLACK).all())
 
 
 def _check(p: Tensor, task: str) -> None:

@@ -232,10 +232,14 @@ class MeaningfulPerturbation:
         """m [n,1,*cells], each row for itself."""
         size = tuple(probes.pixels.shape[2:])
         kept = probes.pixels.new_full((len(images), 1, *[self.cells] * len(size)), 0.5).requires_grad_()
+        finer = [_finer(self.cells, side, kept.device) for side in size]
         adam = torch.optim.Adam([kept], lr=self.rate)
         for _ in range(self.steps):
             with torch.enable_grad():
-                answers = probes.differentiable(probes.behind(images, resized(kept, size)))
+                whole = kept
+                for along in finer:  # the axis that is done goes to the end, so that after all they are in order
+                    whole = torch.tensordot(whole, along, dims=([2], [0]))
+                answers = probes.differentiable(probes.behind(images, whole))
                 loss = answers.gather(1, targets[:, None]).sum() + self._penalty(kept)
             (kept.grad,) = torch.autograd.grad(loss, kept)
             adam.step()
@@ -254,6 +258,11 @@ class MeaningfulPerturbation:
     @property
     def by_class(self) -> bool:
         return True
+
+
+def _finer(cells: int, side: int, device: torch.device) -> Tensor:
+    """[cells,side]: linear interpolation along an axis. As a product its gradient is the same to the bit on a GPU."""
+    return interpolate(torch.eye(cells, device=device)[None], side, mode="linear", align_corners=False)[0]
 
 
 def _in_blocks(cells: Tensor, probes: Probes) -> Tensor:

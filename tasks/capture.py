@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from storage.errors import ModelError
 from tasks.batching import out_of_memory
 from tasks.classifier import Classifier
-from tasks.glas import CELLS
+from tasks.search_points import CELLS
 
 Result = TypeVar("Result")
 
@@ -28,14 +28,14 @@ PRECISIONS = ("float32", "bf16")
 class Forward:
     """What one forward of a batch left: A and z, and the head's graph between them."""
 
-    activation: Tensor  # A [B,F,h,w] float32, detached
+    activation: Tensor  # A [B,F,h,w], of volumes [B,F,d,h,w]; float32, detached
     logits: Tensor  # z [B,C] float32, detached
     _leaf: Tensor
     _output: Tensor
     _as_grid: Callable[[Tensor], Tensor]
 
     def gradient(self, targets: Tensor) -> Tensor:
-        """dz_c/dA for the classes targets [B,T] of each image, all at once -> [B,T,F,h,w]."""
+        """dz_c/dA for the classes targets [B,T] of each image, all at once -> [B,T,F,h,w] (or d h w)."""
         chosen = one_hot(targets.T, self.logits.shape[1]).to(self._output.dtype)
         (gradient,) = torch.autograd.grad(
             self._output, self._leaf, grad_outputs=chosen, is_grads_batched=True, retain_graph=True
@@ -103,10 +103,10 @@ class Capture:
         _check_logits(output, self._classifier, len(batch))
         as_grid = self._classifier.reshape or _as_it_is
         activation = as_grid(leaf.detach())
-        if activation.ndim != 4:
+        if activation.ndim != batch.ndim:
             raise ModelError(
                 f"model.layer {self._classifier.layer!r} puts out {list(activation.shape)}; "
-                "expected [batch, features, height, width]"
+                f"expected [batch, features, {batch.ndim - 2} sides of a grid]"
             )
         return Forward(activation, output.detach().float(), leaf, output, as_grid)
 
@@ -185,7 +185,11 @@ class Capture:
 def _check_logits(output: Any, classifier: Classifier, images: int) -> None:
     _check_shape(output, classifier, images)
     if not output.requires_grad:
-        raise ModelError(f"the logits do not depend on model.layer {classifier.layer!r}: there is nothing to explain")
+        raise ModelError(
+            f"the logits have no gradient at model.layer {classifier.layer!r}: they do not depend on it, or the model "
+            "breaks the graph (detach, no_grad, argmax). Another layer may have one; methods that need answers alone, "
+            "like glas, work with `model.layer: none`."
+        )
 
 
 def _check_shape(output: Any, classifier: Classifier, images: int) -> None:

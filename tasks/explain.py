@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,43 +16,47 @@ from tasks.cams.names import MethodName
 from tasks.cams.scaling import resized
 from tasks.cams.variants import Drawn, Variant, variants_of
 from tasks.classifier import Classifier
-from tasks.methods import METHODS, Method, Painter
+from tasks.methods import METHODS, Method, Painter, RglasMap, unfit
 from tasks.profile import Truth
-from tasks.walk import Batch, Walk, check_finite
+from tasks.search_points import Field
+from tasks.walk import Batch, Spacing, Walk, check_finite
 
 NONE = -1  # no class in this column
+STEPS = "-steps"  # behind the name of a method whose iterations have maps too
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainSettings:
     """targets: predicted | labelled | all | class indices; columns: T, map columns an image; map: native | input |
-    (H,W); scale: tanh | linear; batch: images a forward; precision: float32 | bf16; rules: base method -> its rule."""
+    (H,W) or (D,H,W); scale: tanh | linear; batch: images a forward; precision: float32 | bf16; rules: base method ->
+    its rule; space: of an atlas that every volume must lie in."""
 
     methods: tuple[MethodName, ...]
     targets: str | tuple[int, ...] = "predicted"
     columns: int = 1
-    map: str | tuple[int, int] = "native"
+    map: str | tuple[int, ...] = "native"
     scale: str = "tanh"
     batch: int = 32
     precision: str = "float32"
     rules: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    space: Field | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
     """A shard's explanations. N images, T columns, C classes.
 
-    classes int32 [N,T], -1 none; logits and probabilities float32 [N,C]; maps: method -> float16 [N,T,H,W];
-    sums: `<base>.raw|individual`, and `.linear|tanh` where the profile has limits of the base, with `fs-` in front
-    where features are selected -> float64 [N,T],
-    a map's sum over its cells on that scale. NaN: no class, no features known for it, or the image failed.
+    classes int32 [N,T], -1 none; logits and probabilities float32 [N,C]; maps: method -> [N,T,H,W] in its dtype, of
+    volumes [N,T,D,H,W], and `rglas-steps` with R iterations [N,T,R,...]; sums: `<base>.raw|individual`, and
+    `.linear|tanh` where the profile has limits of the base, with `fs-` in front where features are selected -> float64
+    [N,T], a map's sum over its cells on that scale. NaN: no class, no features known for it, or the image failed.
     failures: position in the shard -> reason. A shard without a good image has maps of 0 x 0 cells.
     """
 
     classes: NDArray[np.int32]
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
-    maps: dict[str, NDArray[np.float16]]
+    maps: dict[str, NDArray[Any]]
     sums: dict[str, NDArray[np.float64]]
     failures: dict[int, str]
     notes: tuple[Note, ...]
@@ -66,14 +71,25 @@ def explain_shard(
     *,
     limits: Mapping[str, NDArray[np.float64]],
     masks: Mapping[str, NDArray[np.bool_]],
+    spacings: Sequence[Spacing] | None = None,
 ) -> Explained:
-    """Explain decoded images [h,w] or [h,w,3] with the profile's limits [C,2] and masks [F,C] of each base method.
+    """Explain decoded images [h,w] or [h,w,3], or volumes [d,h,w,1], with the profile's limits [C,2] and masks [F,C] of
+    each base method.
 
-    names: one for each image, from which all noise follows. Maps are mixed at native resolution, resized, then
-    scaled. Raises ModelError where a class's limits have no span, or the classifier cannot be explained at its layer.
+    names: one for each image, from which all noise follows; spacings: mm a pixel of each, if known. Maps are mixed at
+    native resolution, resized, then scaled. Raises ModelError where a class's limits have no span, or the classifier
+    cannot be explained at its layer.
     """
     variants = variants_of(settings.methods, classifier, scale=settings.scale, limits=limits, masks=masks)
-    walk = Walk(classifier, images, names, batch=settings.batch, precision=settings.precision)
+    walk = Walk(
+        classifier,
+        images,
+        names,
+        batch=settings.batch,
+        precision=settings.precision,
+        spacings=spacings,
+        unfit=unfit(settings.rules, images, spacings, settings.space),
+    )
     shard = _Shard(len(images), len(classifier.classes), settings.columns)
 
     def explain(batch: Batch) -> _Part:
@@ -92,7 +108,7 @@ class _Part:
     classes: NDArray[np.int32]
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
-    maps: dict[str, NDArray[np.float16]]
+    maps: dict[str, NDArray[Any]]
     sums: dict[str, NDArray[np.float64]]
 
 
@@ -100,17 +116,20 @@ def _part(
     batch: Batch, targets: Tensor, classifier: Classifier, variants: Sequence[Variant], settings: ExplainSettings
 ) -> _Part:
     logits = batch.forward.logits
-    height, width = _map_size(batch, settings.map)
+    size = _map_size(batch, settings.map)
     by_base: dict[str, list[Variant]] = {}
     for variant in variants:
         by_base.setdefault(variant.base, []).append(variant)
     drawn: list[Drawn] = []
-    for columns, evidence in batch.evidence(targets, height * width):
+    for columns, evidence in batch.evidence(targets, prod(size)):
         classes = targets[..., columns]
         for base, kinds in by_base.items():
-            for variant, saliency in _painted(settings.rules[base], kinds, evidence, classes, (height, width)):
+            method = settings.rules[base]
+            for variant, saliency in _painted(method, kinds, evidence, classes, size):
                 check_finite(saliency, f"the map of {variant.name}")
                 drawn.append(variant.draw(saliency, classes))
+            if isinstance(method, RglasMap):
+                drawn.append(Drawn({f"{base}{STEPS}": method.steps(evidence, size).half()}, {}))
     return _Part(
         rows=batch.rows,
         classes=targets.expand(len(logits), -1).cpu().numpy().astype(np.int32),
@@ -122,7 +141,7 @@ def _part(
 
 
 def _painted(
-    method: Method, variants: Sequence[Variant], evidence: Evidence, classes: Tensor, size: tuple[int, int]
+    method: Method, variants: Sequence[Variant], evidence: Evidence, classes: Tensor, size: tuple[int, ...]
 ) -> Iterator[tuple[Variant, Tensor]]:
     """The signed maps [B,T,H,W] of a base method's variants; weights are found once for all of them."""
     if isinstance(method, Painter):
@@ -146,9 +165,9 @@ def _targets(batch: Batch, truth: Truth, settings: ExplainSettings) -> Tensor:
     return torch.tensor(tuple(classes), device=logits.device)
 
 
-def _map_size(batch: Batch, size: str | tuple[int, int]) -> tuple[int, int]:
+def _map_size(batch: Batch, size: str | tuple[int, ...]) -> tuple[int, ...]:
     if size == "native":
-        return batch.forward.activation.shape[-2], batch.forward.activation.shape[-1]
+        return tuple(batch.forward.activation.shape[2:])
     return batch.size if isinstance(size, str) else size
 
 
@@ -165,7 +184,7 @@ class _Shard:
         self._classes = np.full((images, columns), NONE, np.int32)
         self._logits = np.full((images, classes), np.nan, np.float32)
         self._probabilities = np.full((images, classes), np.nan, np.float32)
-        self._maps: dict[str, NDArray[np.float16]] = {}
+        self._maps: dict[str, NDArray[Any]] = {}
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def add(self, part: _Part) -> None:
@@ -179,7 +198,7 @@ class _Shard:
         images, columns = self._classes.shape
         for variant in variants:
             for method in variant.stored:
-                self._maps.setdefault(method, np.full((images, columns, 0, 0), np.nan, np.float16))
+                self._maps.setdefault(method, np.full((images, columns, 0, 0), np.nan, MethodName.parse(method).dtype))
             for scale in variant.scales:
                 self._sums.setdefault(f"{variant.name}.{scale}", np.full((images, columns), np.nan))
         return Explained(

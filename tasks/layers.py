@@ -31,22 +31,23 @@ class LayerOutput:
     name: str
     kind: str  # class name
     shape: tuple[int, ...]
-    channels_last: bool  # the module works on the last axis, so a 4-D output is [B,h,w,F]
+    channels_last: bool  # the module works on the last axis, so an output with as many axes as the input is [B,h,w,F]
     calls: int  # times it ran in that forward
 
 
 @dataclass(frozen=True, slots=True)
 class TargetLayer:
-    """The layer whose activation A [B,F,h,w] is explained."""
+    """The layer whose activation A [B,F,h,w], of volumes [B,F,d,h,w], is explained."""
 
     name: str
     features: int
-    native: tuple[int, int]
+    native: tuple[int, ...]
     reshape: Reshape | None
 
 
 def resolve_layer(module: nn.Module, layer: str, example: Tensor) -> TargetLayer:
-    """Find the target layer, by name or `auto`, with one forward of `example` [B,channels,H,W].
+    """Find the target layer, by name or `auto`, with one forward of `example` [B,channels,H,W] or
+    [B,channels,D,H,W].
 
     `auto` takes the last layer that keeps a grid of more than one cell. In a transformer with a class
     token it is the first norm of the last block: behind it, only the class token has a gradient.
@@ -57,7 +58,10 @@ def resolve_layer(module: nn.Module, layer: str, example: Tensor) -> TargetLayer
     candidates = [output for output in outputs if output.calls == 1 and _cells(targets.get(output.name)) > 1]
     name = _automatic(candidates) if layer == "auto" else layer
     if name is None:
-        raise ModelError(f"model.layer 'auto' finds no layer that keeps a grid. {_listed(candidates)}")
+        raise ModelError(
+            f"model.layer 'auto' finds no layer that keeps a grid. {_listed(candidates)} Methods that need answers "
+            "alone, like glas, work with `model.layer: none`."
+        )
     fault = _fault(module, name, {output.name: output for output in outputs}, targets)
     if fault:
         near = difflib.get_close_matches(name, [output.name for output in candidates], n=3)
@@ -77,7 +81,7 @@ def _automatic(candidates: list[LayerOutput]) -> str | None:
 
 
 def _cells(target: TargetLayer | None) -> int:
-    return 0 if target is None else target.native[0] * target.native[1]
+    return 0 if target is None else math.prod(target.native)
 
 
 def _fault(
@@ -91,7 +95,7 @@ def _fault(
     if outputs[name].calls > 1:
         return f"runs {outputs[name].calls} times in a forward, so its activation is not one thing"
     if name not in targets:
-        return f"puts out {list(outputs[name].shape)}; expected [batch, features, height, width] or tokens of a grid"
+        return f"puts out {list(outputs[name].shape)}; expected [batch, features, sides of a grid] or tokens of one"
     if _cells(targets[name]) == 1:
         return "puts out a single cell, so there is nothing to locate"
     return None
@@ -154,20 +158,20 @@ def _as_grid(output: LayerOutput, example: Tensor) -> TargetLayer | None:
     shape = output.shape
     if shape[0:1] != example.shape[0:1]:  # windows or patches stand in the batch axis
         return None
-    if len(shape) == 4 and output.channels_last:
-        return TargetLayer(output.name, shape[3], (shape[1], shape[2]), channels_last_to_first)
-    if len(shape) == 4:
-        return TargetLayer(output.name, shape[1], (shape[2], shape[3]), None)
-    if len(shape) == 3:
-        return _token_grid(output.name, shape, (example.shape[-2], example.shape[-1]))
+    if len(shape) == example.ndim and output.channels_last:
+        return TargetLayer(output.name, shape[-1], shape[1:-1], channels_last_to_first)
+    if len(shape) == example.ndim:
+        return TargetLayer(output.name, shape[1], shape[2:], None)
+    if len(shape) == 3 and example.ndim == 4:  # patches of volumes are seldom cubes: their grid cannot be guessed
+        return _token_grid(output.name, shape, (example.shape[2], example.shape[3]))
     return None
 
 
 def _token_grid(name: str, shape: tuple[int, ...], size: tuple[int, int]) -> TargetLayer | None:
     for prefix in (0, 1):
-        rows, columns = _grid_sides(shape[1] - prefix, size)
-        if rows * columns == shape[1] - prefix and rows * columns > 1:
-            return TargetLayer(name, shape[2], (rows, columns), TokenGrid(rows, columns, prefix))
+        sides = _grid_sides(shape[1] - prefix, size)
+        if math.prod(sides) == shape[1] - prefix > 1:
+            return TargetLayer(name, shape[2], sides, TokenGrid(sides, prefix))
     return None
 
 
@@ -178,18 +182,18 @@ def _grid_sides(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def channels_last_to_first(activation: Tensor) -> Tensor:
-    """[B,h,w,F] -> [B,F,h,w], as Swin's blocks and norms need it."""
-    return activation.permute(0, 3, 1, 2)
+    """[B,h,w,F] -> [B,F,h,w], of volumes [B,d,h,w,F], as Swin's blocks and norms need it."""
+    return activation.movedim(-1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """Tokens [B,prefix+rows*columns,F] -> [B,F,rows,columns]; class tokens in front are left out."""
+    """Tokens [B,prefix+rows*columns,F] -> [B,F,rows,columns], of any number of sides; class tokens in front are left
+    out."""
 
-    rows: int
-    columns: int
+    sides: tuple[int, ...]
     prefix: int
 
     def __call__(self, tokens: Tensor) -> Tensor:
         grid = tokens[:, self.prefix :].transpose(1, 2)
-        return grid.reshape(grid.shape[0], grid.shape[1], self.rows, self.columns)
+        return grid.reshape(grid.shape[0], grid.shape[1], *self.sides)

@@ -1,26 +1,27 @@
 """Every base method by its name: CAM rules, and methods that paint a map without features."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.atlas import misplaced
 from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
 from tasks.cams.rules import RULES, Rule
-from tasks.cams.scaling import resized
-from tasks.glas import Glas, fuse, rglas
-from tasks.probes import Probes
+from tasks.glas import Glas, Looks, Recursive, fuse
+from tasks.search_points import Field
 
 
 @runtime_checkable
 class Painter(Protocol):
     """A method that makes its map without features."""
 
-    def saliency(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
-        """Maps [B,T,H,W] of the evidence's classes, at any size."""
+    def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
+        """Maps [B,T,H,W], or [B,T,D,H,W], of the evidence's classes, at any size."""
         ...
 
     def forwards(self, features: int, head: str) -> int:
@@ -40,61 +41,77 @@ class GlasMap:
     mode: str
     settings: Glas = field(default_factory=Glas)
 
-    def saliency(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
-        looks = evidence.probes.looks(self.settings)
-        classes = evidence.classes.expand(len(looks), -1)
-        return torch.stack(
-            [fuse(one, those, size, self.settings, mode=self.mode) for one, those in zip(looks, classes, strict=True)]
-        )
+    def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
+        probes, settings = evidence.probes, self.settings
+        classes = evidence.classes.expand(len(probes.pixels), -1)
+        if settings.coarse is None:
+            looks = probes.looks(settings)
+            return torch.stack([self._fused(one, those, size) for one, those in zip(looks, classes, strict=True)])
+        found = probes.pixels.new_zeros(*classes.shape, *size)
+        for row, column, target in _present(evidence):
+            looks_at = probes.closer_looks(settings, row, target)
+            found[row, column] = self._fused(looks_at, classes[row, column : column + 1], size)[0]
+        return found
+
+    def _fused(self, looks: Looks, classes: Tensor, size: tuple[int, ...]) -> Tensor:
+        return fuse(looks, classes, size, self.settings, mode=self.mode)
 
     def forwards(self, features: int, head: str) -> int:
         return self.settings.forwards
 
     @property
     def by_class(self) -> bool:
-        return False
+        return self.settings.coarse is not None
+
+    @property
+    def millimetres(self) -> bool:
+        return self.settings.unit == "mm"
 
 
 @dataclass(frozen=True, slots=True)
 class RglasMap:
-    """Recursive GLAS: a search of its own for each image and class. reach: t_1; ratio: t_2."""
+    """Recursive GLAS: a search of its own for each image and class, whose iterations can be had too."""
 
-    settings: Glas = field(default_factory=Glas)
-    reach: float = 0.8
-    ratio: float = 5.0
-    iterations: int = 10
+    recursive: Recursive = field(default_factory=Recursive)
 
-    def saliency(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
+    def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
-        count = len(probes.pixels)
-        classes, absent = (each.expand(count, -1).tolist() for each in (evidence.classes, evidence.absent))
-        found = probes.pixels.new_zeros(count, len(classes[0]), *probes.pixels.shape[-2:])
-        for row, image in enumerate(probes.pixels):
-            for column, target in enumerate(classes[row]):
-                if not absent[row][column]:
-                    found[row, column] = self._search(probes, image, target)
-        return resized(found, size)
+        found = probes.pixels.new_zeros(len(probes.pixels), evidence.classes.shape[-1], *size)
+        for row, column, target in _present(evidence):
+            found[row, column] = probes.search(self.recursive, row, target, size).saliency
+        return found
 
-    def _search(self, probes: Probes, image: Tensor, target: int) -> Tensor:
-        return rglas(
-            probes.predict,
-            image,
-            probes.dark,
-            target,
-            self.settings,
-            step=probes.step,
-            reach=self.reach,
-            ratio=self.ratio,
-            iterations=self.iterations,
-        ).saliency
+    def steps(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
+        """The map of each iteration [B,T,R,*size]; NaN behind the last one that was needed."""
+        probes = evidence.probes
+        shape = (len(probes.pixels), evidence.classes.shape[-1], self.recursive.iterations)
+        found = probes.pixels.new_full((*shape, *size), torch.nan)
+        for row, column, target in _present(evidence):
+            steps = probes.search(self.recursive, row, target, size).steps
+            found[row, column, : len(steps)] = steps
+        return found
 
     def forwards(self, features: int, head: str) -> int:
         """At most: most searches end before the last iteration."""
-        return self.iterations * (self.settings.forwards + 1)
+        return self.recursive.forwards
 
     @property
     def by_class(self) -> bool:
         return True
+
+    @property
+    def millimetres(self) -> bool:
+        return self.recursive.settings.unit == "mm"
+
+
+def _present(evidence: Evidence) -> Iterator[tuple[int, int, int]]:
+    """Image, column and class of every place that stands for a class."""
+    count = len(evidence.probes.pixels)
+    classes, absent = (each.expand(count, -1).tolist() for each in (evidence.classes, evidence.absent))
+    for row in range(count):
+        for column, target in enumerate(classes[row]):
+            if not absent[row][column]:
+                yield row, column, target
 
 
 Method = Rule | Painter
@@ -111,3 +128,30 @@ METHODS: Mapping[str, Method] = {
     "gradient": InputGradient(),
     "meaningful-perturbation": MeaningfulPerturbation(),
 }
+
+
+def unfit(
+    rules: Mapping[str, Method],
+    images: Sequence[NDArray[Any]],
+    spacings: Sequence[tuple[float, ...] | None] | None,
+    space: Field | None,
+) -> dict[int, str]:
+    """Images that not all methods of an audit can be asked about, and why. space: of an atlas that all must lie in.
+
+    Both passes leave them out, so that no image shapes a scale and is rejected afterwards.
+    """
+    found: dict[int, str] = {}
+    known = [None] * len(images) if spacings is None else spacings
+    millimetres = in_millimetres(rules)
+    for index, (image, spacing) in enumerate(zip(images, known, strict=True)):
+        reason = misplaced(image.shape[:-1], spacing, space) if space else None
+        if reason is None and millimetres and spacing is None:
+            reason = "its header gives no pixel spacing, which lengths in mm need (explain.glas.unit)"
+        if reason is not None:
+            found[index] = reason
+    return found
+
+
+def in_millimetres(rules: Mapping[str, Method]) -> bool:
+    """Whether any of the methods needs the images' spacing."""
+    return any(isinstance(method, GlasMap | RglasMap) and method.millimetres for method in rules.values())

@@ -24,20 +24,25 @@ _LUMA = (0.2989, 0.587, 0.114)
 class Preprocess:
     """Antialiased resize, centre crop (dark margins where the image is smaller), channels, normalisation.
 
-    resize: shorter side, or (height, width); crop: side, or (height, width); mean and std a channel, in [0, 1].
-    Raises ValueError where these do not make one input size or do not fit together.
+    resize: shorter side, or (height, width); crop: side, or (height, width); of volumes both (depth, height, width).
+    mean and std a channel, in [0, 1]. Raises ValueError where these do not make one input size or do not fit together.
     """
 
-    resize: int | tuple[int, int] | None
-    crop: int | tuple[int, int] | None
+    resize: int | tuple[int, ...] | None
+    crop: int | tuple[int, ...] | None
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1 or (self.resize is not None and min(_pair(self.resize)) < 1):
+        given = [_sides(side) for side in (self.resize, self.crop) if side is not None]
+        if min(self.size) < 1 or any(min(sides) < 1 for sides in given):
             raise ValueError(f"expected sizes of at least 1, got resize {self.resize} and crop {self.crop}")
+        if self.axes not in (2, 3) or any(len(sides) != self.axes for sides in given):
+            raise ValueError(
+                f"expected two sides of images, or three of volumes, got resize {self.resize} and crop {self.crop}"
+            )
         if self.channels not in (1, 3):
             raise ValueError(f"expected 1 or 3 channels, got {self.channels}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -51,13 +56,18 @@ class Preprocess:
             raise ValueError(f"expected interpolation bilinear or bicubic, got {self.interpolation!r}")
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the classifier's input. Raises ValueError if images of other shapes keep theirs."""
+    def size(self) -> tuple[int, ...]:
+        """(H, W) or (D, H, W) of the classifier's input. Raises ValueError if images of other shapes keep theirs."""
         if self.crop is not None:
-            return _pair(self.crop)
+            return _sides(self.crop)
         if isinstance(self.resize, tuple):
             return self.resize
         raise ValueError("the input size is open: give `crop`, or `resize` as height and width")
+
+    @property
+    def axes(self) -> int:
+        """2 of images, 3 of volumes."""
+        return len(self.size)
 
     @property
     def dark(self) -> Tensor:
@@ -65,53 +75,66 @@ class Preprocess:
         return -torch.tensor(self.mean) / torch.tensor(self.std)
 
     def __call__(self, images: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-        """Decoded images -> normalised [B,channels,H,W] float32 on `device`, in their order."""
+        """Decoded images, or volumes, -> normalised [B,channels,H,W], or [B,channels,D,H,W], float32 on `device`."""
         batch = self.picture(images, device)
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        mean, std = (torch.tensor(values, device=device).view(-1, *[1] * self.axes) for values in (self.mean, self.std))
         return batch.sub_(mean).div_(std)
 
     def picture(self, images: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-        """The same geometry before normalisation: [B,channels,H,W] float32 in [0, 1]."""
+        """The same geometry before normalisation: [B,channels,*size] float32 in [0, 1]."""
         batch = torch.empty((len(images), self.channels, *self.size), device=device)
-        for places, stack in _stacks(images):
-            batch[places] = self._shaped(_on_device(stack, device))
+        for places, stack in _stacks(images, self.axes):
+            batch[places] = self._shaped(_on_device(stack, self.axes, device))
         return batch
 
+    def spacing(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, ...]:
+        """mm a pixel of the input, for a decoded image whose sides have `shape` pixels of `spacing` mm."""
+        resized = self._resized(*shape[: self.axes])
+        return tuple(mm * side / new for mm, side, new in zip(spacing, shape, resized, strict=False))
+
     def _shaped(self, pixels: Tensor) -> Tensor:
-        """[b,1|3,h,w] in [0, 1] -> [b,1|channels,H,W]."""
+        """[b,1|3,h,w] in [0, 1] -> [b,1|channels,H,W], of volumes with a depth in front of each h."""
         if pixels.shape[1] == 3 and self.channels == 1:
             luma = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
             pixels = (pixels * luma).sum(dim=1, keepdim=True)
         if self.crop is not None and isinstance(self.resize, int):
             pixels = _trimmed(pixels)
-        height, width = self._resized(*pixels.shape[-2:])
-        if (height, width) != tuple(pixels.shape[-2:]):
-            pixels = interpolate(pixels, (height, width), mode=self.interpolation, antialias=True, align_corners=False)
+        size = self._resized(*pixels.shape[2:])
+        if size != tuple(pixels.shape[2:]):
             # Bicubic overshoots at edges; a display does not.
-            pixels = pixels.clamp_(0.0, 1.0)
-        return pixels if self.crop is None else _centre(pixels, *_pair(self.crop))
+            pixels = self._smoothly(pixels, size).clamp_(0.0, 1.0)
+        return pixels if self.crop is None else _centre(pixels, _sides(self.crop))
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def _smoothly(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Antialiased, which torch has for two axes only: a volume's slices first, then along its depth."""
+        if len(size) == 2:
+            return interpolate(pixels, size, mode=self.interpolation, antialias=True, align_corners=False)
+        slices = self._smoothly(pixels.flatten(0, 2)[:, None], size[1:]).reshape(*pixels.shape[:3], -1)
+        return self._smoothly(slices, (size[0], slices.shape[3])).reshape(*pixels.shape[:2], *size)
+
+    def _resized(self, *shape: int) -> tuple[int, ...]:
         if self.resize is None:
-            return height, width
+            return shape
         if isinstance(self.resize, tuple):
             return self.resize
+        height, width = shape
         # The longer side is cut, not rounded, as torchvision does it.
         if height <= width:
             return self.resize, int(self.resize * width / height)
         return int(self.resize * height / width), self.resize
 
 
-def _stacks(images: Sequence[NDArray[Any]]) -> Iterator[tuple[list[int], NDArray[Any]]]:
+def _stacks(images: Sequence[NDArray[Any]], axes: int) -> Iterator[tuple[list[int], NDArray[Any]]]:
     """Images of one shape and type together, with their places in the batch.
 
     Stacking is also the one copy that makes read-only arrays (those that Ray hands out) safe for torch.
     """
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for place, image in enumerate(images):
-        if image.dtype not in _SCALES or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"expected [h,w] or [h,w,3] uint8, uint16 or float32, got {image.shape} {image.dtype}")
+        fits = image.shape[2:] in ((), (1,), (3,)) if axes == 2 else image.shape[3:] == (1,)
+        if image.dtype not in _SCALES or image.ndim < 2 or not fits:
+            form = "[h,w] or [h,w,3]" if axes == 2 else "[d,h,w,1]"
+            raise ValueError(f"expected {form} uint8, uint16 or float32, got {image.shape} {image.dtype}")
         groups[(image.shape, image.dtype)].append(place)
     for places in groups.values():
         step = max(1, _STACK_PIXELS // images[places[0]].size)
@@ -120,13 +143,13 @@ def _stacks(images: Sequence[NDArray[Any]]) -> Iterator[tuple[list[int], NDArray
             yield some, np.stack([images[place] for place in some])
 
 
-def _on_device(stack: NDArray[Any], device: torch.device) -> Tensor:
-    """[b,h,w] or [b,h,w,3] of any accepted type -> [b,1|3,h,w] float32 in [0, 1]."""
+def _on_device(stack: NDArray[Any], axes: int, device: torch.device) -> Tensor:
+    """[b,h,w], [b,h,w,3] or [b,d,h,w,1] of any accepted type -> [b,1|3,h,w] or [b,1,d,h,w] float32 in [0, 1]."""
     pixels = torch.from_numpy(stack).to(device)
     if pixels.dtype == torch.uint16:
         # torch converts the other integer types seven times faster than this one.
         pixels = pixels.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
-    pixels = pixels.unsqueeze(1) if stack.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    pixels = pixels.unsqueeze(1) if stack.ndim == 1 + axes else pixels.movedim(-1, 1)
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return pixels if stack.dtype == np.float32 else pixels.div_(_SCALES[stack.dtype])
 
@@ -142,15 +165,15 @@ def _trimmed(pixels: Tensor) -> Tensor:
     return pixels[..., top : height - top, left : width - left]
 
 
-def _centre(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Centre crop [b,c,height,width], with dark margins where there is less; rounding as torchvision's."""
-    lack_y, lack_x = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
-    if lack_y or lack_x:
-        pixels = pad(pixels, (lack_x // 2, lack_x - lack_x // 2, lack_y // 2, lack_y - lack_y // 2))
-    top = round((pixels.shape[-2] - height) / 2)
-    left = round((pixels.shape[-1] - width) / 2)
-    return pixels[..., top : top + height, left : left + width]
+def _centre(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Centre crop [b,c,*size], with dark margins where there is less; rounding as torchvision's."""
+    lacks = [max(side - there, 0) for side, there in zip(size, pixels.shape[2:], strict=True)]
+    if any(lacks):
+        pixels = pad(pixels, [margin for lack in reversed(lacks) for margin in (lack // 2, lack - lack // 2)])
+    for axis, side in enumerate(size, start=2):
+        pixels = pixels.narrow(axis, round((pixels.shape[axis] - side) / 2), side)
+    return pixels
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def _sides(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else size

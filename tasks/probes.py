@@ -6,16 +6,17 @@ device, the batch, or what was drawn before.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, one_hot
+from torch.nn.functional import one_hot
 
+from tasks.cams.scaling import resized
 from tasks.capture import Capture, Forward
 from tasks.classifier import Classifier
-from tasks.glas import Glas, Looks, look
+from tasks.glas import Glas, Looks, Recursion, Recursive, look, look_closer, rglas
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,8 @@ class Masking:
 class Probes:
     """What can be asked about the images of one batch [B,channels,H,W] after their forward.
 
-    names: one for each image, from which its noise follows; step: images a forward at most.
+    names: one for each image, from which its noise follows; spacings: mm a pixel of each input, where it is known;
+    step: images a forward at most.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Probes:
         names: Sequence[str],
         *,
         step: int,
+        spacings: Sequence[tuple[float, ...] | None] | None = None,
     ) -> None:
         self._classifier = classifier
         self._capture = capture
         self.pixels = pixels
         self._forward = forward
         self._names = names
+        self.spacings = [None] * len(names) if spacings is None else spacings
         self.step = step
         self._known: dict[object, object] = {}
 
@@ -85,11 +89,21 @@ class Probes:
             yield torch.autograd.grad(logits, inputs, chosen, retain_graph=True)[0]
 
     def looks(self, settings: Glas) -> tuple[Looks, ...]:
-        """What light and shadow tell of each image."""
+        """What light and shadow tell of each image; with `coarse`, at the coarser search points."""
+        coarser = settings.coarser
+        return self.once(coarser, lambda: tuple(self._look(index, coarser) for index in range(len(self.pixels))))
+
+    def closer_looks(self, settings: Glas, index: int, target: int) -> Looks:
+        """A closer look at an image for one class, after the coarse one."""
+        image, coarse = self.pixels[index], self.looks(settings)[index]
         return self.once(
-            settings,
-            lambda: tuple(look(self.predict, image, self.dark, settings, step=self.step) for image in self.pixels),
+            (settings, index, target),
+            lambda: look_closer(self.predict, image, self.dark, coarse, target, settings, step=self.step),
         )
+
+    def search(self, settings: Recursive, index: int, target: int, size: tuple[int, ...]) -> Recursion:
+        """Recursive GLAS of an image and a class, its maps at this size: no larger ones are kept for the batch."""
+        return self.once((settings, index, target, size), lambda: self._search(settings, index, target, size))
 
     def ablated(self) -> Tensor:
         """z [B,F,C], each feature set to 0 by itself."""
@@ -98,7 +112,8 @@ class Probes:
     def masked(self, masking: Masking) -> Tensor:
         """z [B,F,C] of the input times each feature's mask, the mean over the masking's variations.
 
-        A mask is the feature at input size (bilinear), its minimum to 0 and its maximum to 1; a flat one is 0.
+        A mask is the feature at input size (linear along each axis), from 0 at its minimum to 1 at its maximum; a flat
+        one is 0.
         """
         return self.once(masking, lambda: self._mask(masking))
 
@@ -111,6 +126,16 @@ class Probes:
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]  # type: ignore[return-value]  # the key says which
+
+    def _look(self, index: int, settings: Glas) -> Looks:
+        image, spacing = self.pixels[index], self.spacings[index]
+        return look(self.predict, image, self.dark, settings, step=self.step, spacing=spacing)
+
+    def _search(self, settings: Recursive, index: int, target: int, size: tuple[int, ...]) -> Recursion:
+        image, spacing = self.pixels[index], self.spacings[index]
+        found = rglas(self.predict, image, self.dark, target, settings, step=self.step, spacing=spacing)
+        maps = resized(torch.cat([found.saliency[None], found.steps])[None], size)[0]
+        return replace(found, saliency=maps[0], steps=maps[1:])
 
     def _ablate(self) -> Tensor:
         parts = self._features().split(self.step)
@@ -139,10 +164,10 @@ class Probes:
 
     def _masks(self, index: int, features: Tensor) -> Tensor:
         """[n,1,H,W] in [0, 1]."""
-        size = (self.pixels.shape[-2], self.pixels.shape[-1])
-        masks = interpolate(self._forward.activation[index, features][:, None], size, mode="bilinear")
-        low = masks.amin((-2, -1), keepdim=True)
-        span = masks.amax((-2, -1), keepdim=True) - low
+        masks = resized(self._forward.activation[index, features][:, None], tuple(self.pixels.shape[2:]))
+        cells = tuple(range(2, masks.ndim))
+        low = masks.amin(cells, keepdim=True)
+        span = masks.amax(cells, keepdim=True) - low
         return (masks - low) / torch.where(span > 0, span, torch.ones_like(span))
 
     def _variations(self, masking: Masking, masks: Tensor, index: int, features: Tensor) -> Iterator[Tensor]:

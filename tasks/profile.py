@@ -16,12 +16,13 @@ from torch.nn.functional import one_hot
 
 from storage.records import Note
 from tasks.classifier import Classifier
-from tasks.methods import METHODS, Method, Painter
+from tasks.methods import METHODS, Method, Painter, unfit
 from tasks.reductions.distribution import Counter, Distribution
 from tasks.reductions.importance import Importance
 from tasks.reductions.moments import Moments
 from tasks.reductions.profile import KINDS, Levels, Profile
-from tasks.walk import Batch, Walk, check_finite
+from tasks.search_points import Field
+from tasks.walk import Batch, Spacing, Walk, check_finite
 
 __all__ = ["Profile", "ProfileSettings", "ShardProfile", "Truth", "predicted_classes", "profile_shard"]
 
@@ -37,7 +38,8 @@ class Truth:
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
     """bases: base methods; bits: histogram buckets an octave, as a power of two; extrema: also count each map's
-    minimum and maximum; batch: images a forward; precision: float32 | bf16; rules: base method -> its rule."""
+    minimum and maximum; batch: images a forward; precision: float32 | bf16; rules: base method -> its rule;
+    space: of an atlas that every volume must lie in."""
 
     bases: tuple[str, ...]
     bits: int = 5
@@ -45,6 +47,7 @@ class ProfileSettings:
     batch: int = 32
     precision: str = "float32"
     rules: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    space: Field | None = None
 
     @property
     def featured(self) -> tuple[str, ...]:
@@ -67,12 +70,23 @@ def profile_shard(
     names: Sequence[str],
     truth: Truth,
     settings: ProfileSettings,
+    *,
+    spacings: Sequence[Spacing] | None = None,
 ) -> ShardProfile:
-    """Profile decoded images [h,w] or [h,w,3]; names (what noise follows from) and truth have a row for each.
+    """Profile decoded images [h,w] or [h,w,3], or volumes [d,h,w,1].
 
+    names (what noise follows from), truth and spacings (mm a pixel, if known) have a row for each.
     Raises ModelError where the classifier cannot be explained at its layer.
     """
-    walk = Walk(classifier, images, names, batch=settings.batch, precision=settings.precision)
+    walk = Walk(
+        classifier,
+        images,
+        names,
+        batch=settings.batch,
+        precision=settings.precision,
+        spacings=spacings,
+        unfit=unfit(settings.rules, images, spacings, settings.space),
+    )
     tally = _Tally(len(classifier.classes), settings, classifier.device)
     for part in walk.run(lambda batch: _part(batch, classifier.task, truth, settings)):
         tally.add(part)
@@ -89,7 +103,8 @@ def predicted_classes(logits: Tensor, task: str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _BasePart:
-    """One base method over one batch: saliency [B,C,h,w]; of features, importance sums float64 [F,C] of each kind."""
+    """One base method over one batch: saliency [B,C,h,w], of volumes [B,C,d,h,w]; of features, importance sums float64
+    [F,C] of each kind."""
 
     saliency: Tensor
     sums: Mapping[str, Tensor]
@@ -116,7 +131,7 @@ def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _
         for base in settings.bases:
             method = settings.rules[base]
             if isinstance(method, Painter):
-                painted = method.saliency(evidence, (activation.shape[-2], activation.shape[-1]))
+                painted = method.saliency(evidence, tuple(activation.shape[2:]))
                 check_finite(painted, f"the map of {base}")
                 chunks[base].append(_BasePart(painted, {}))
                 continue
@@ -211,8 +226,9 @@ class _LevelCounter:
     def add(self, saliency: Tensor) -> None:
         self._cells.add(saliency)
         if self._minima is not None and self._maxima is not None:
-            self._minima.add(saliency.amin((-2, -1)))
-            self._maxima.add(saliency.amax((-2, -1)))
+            by_image = saliency.flatten(2)
+            self._minima.add(by_image.amin(2))
+            self._maxima.add(by_image.amax(2))
 
     def levels(self) -> Levels:
         return Levels(self._cells.distribution(), _counted(self._minima), _counted(self._maxima))

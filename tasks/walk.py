@@ -4,7 +4,7 @@ A bad image is not a bad shard: one whose activation, logits or maps are not fin
 with a reason, and its batch is done again without it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ from tasks.probes import Probes
 
 Result = TypeVar("Result")
 
+Spacing = tuple[float, ...] | None
+
 _COMPARED = 4  # images of a shard that bf16 runs also run in float32
 
 
@@ -34,7 +36,7 @@ class Batch:
     forward: Forward
     head: Head
     probes: Probes
-    size: tuple[int, int]  # the classifier's input (H,W)
+    size: tuple[int, ...]  # the classifier's input, (H,W) or (D,H,W)
 
     def evidence(self, targets: Tensor, size: int) -> Iterator[tuple[slice, Evidence]]:
         """What methods may look at, for classes targets [T] or [B,T], -1 for none, in chunks of columns.
@@ -70,7 +72,8 @@ def check_finite(values: Tensor, what: str) -> None:
 class Walk:
     """One walk over a shard. After it, `failures` (position -> reason) and `notes` are complete.
 
-    names: one for each image, from which all that is random about it follows.
+    names: one for each image, from which all that is random about it follows. spacings: mm a pixel of each decoded
+    image, None where unknown; unfit: images that fail unseen, with the reason.
     """
 
     def __init__(
@@ -81,11 +84,15 @@ class Walk:
         *,
         batch: int,
         precision: str,
+        spacings: Sequence[Spacing] | None = None,
+        unfit: Mapping[int, str] | None = None,
     ) -> None:
         self.failures: dict[int, str] = {}
         self._classifier = classifier
         self._images = images
         self._names = names
+        self._spacings = [None] * len(images) if spacings is None else spacings
+        self._unfit = unfit or {}
         self._precision = precision
         self._batches = Batches(len(images), batch)
         self._head: Head | None = None
@@ -113,7 +120,8 @@ class Walk:
     def _attempt(
         self, capture: Capture, rows: NDArray[np.int64], work: Callable[[Batch], Result]
     ) -> tuple[Result | None, dict[int, str]]:
-        failures: dict[int, str] = {}
+        failures = {int(row): self._unfit[int(row)] for row in rows if int(row) in self._unfit}
+        rows = np.setdiff1d(rows, list(failures))
         while len(rows):
             pixels = self._pixels(rows)
             forward = capture(pixels)
@@ -121,9 +129,8 @@ class Walk:
                 check_finite(forward.activation, "the classifier's activation")
                 check_finite(forward.logits, "the classifier's output")
                 head = self._known_head(forward, rows)
-                names = [self._names[row] for row in rows]
-                probes = Probes(self._classifier, capture, pixels, forward, names, step=self._batches.batch)
-                result = work(Batch(rows, forward, head, probes, _size(pixels)))
+                probes = self._probes(capture, pixels, forward, rows)
+                result = work(Batch(rows, forward, head, probes, tuple(pixels.shape[2:])))
             except NotFinite as found:
                 good = found.good.cpu().numpy()
                 failures |= {int(row): f"{found.what} is not finite for this image" for row in rows[~good]}
@@ -131,6 +138,16 @@ class Walk:
             else:
                 return result, failures
         return None, failures
+
+    def _probes(self, capture: Capture, pixels: Tensor, forward: Forward, rows: NDArray[np.int64]) -> Probes:
+        names, spacings = [self._names[row] for row in rows], [self._spacing(row) for row in rows]
+        step = self._batches.batch
+        return Probes(self._classifier, capture, pixels, forward, names, step=step, spacings=spacings)
+
+    def _spacing(self, row: int) -> Spacing:
+        """mm a pixel of the classifier's input."""
+        known = self._spacings[row]
+        return None if known is None else self._classifier.preprocess.spacing(self._images[row].shape, known)
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
         return self._classifier.preprocess([self._images[row] for row in rows], self._classifier.device)
@@ -154,7 +171,3 @@ class Walk:
             f"first {_COMPARED} images of each shard",
             deviation.item(),
         )
-
-
-def _size(pixels: Tensor) -> tuple[int, int]:
-    return pixels.shape[-2], pixels.shape[-1]

@@ -31,7 +31,8 @@ def _shard_attention(run: Objects, method: str, share: float, block_info: Any = 
     start, stop = block_info[None]["array-location"][0]
     positive = np.maximum(np.asarray(open_maps(run, method)[start:stop], np.float32), 0)
     with np.errstate(invalid="ignore"):
-        attention = (positive * _border(positive.shape[2], positive.shape[3], share)).sum((2, 3)) / positive.sum((2, 3))
+        cells = tuple(range(2, positive.ndim))
+        attention = (positive * _border(positive.shape[2:], share)).sum(cells) / positive.sum(cells)
     return np.asarray(attention)
 
 
@@ -46,8 +47,8 @@ def mean_by_class(
         yield names[index], float(attention[chosen].mean()), int(chosen.sum())
 
 
-def _border(height: int, width: int, share: float) -> np.ndarray[Any, Any]:
-    mask = np.ones((height, width), np.float32)
-    rows, columns = max(1, round(share * height)), max(1, round(share * width))
-    mask[rows : height - rows, columns : width - columns] = 0
+def _border(size: Sequence[int], share: float) -> np.ndarray[Any, Any]:
+    mask = np.ones(tuple(size), np.float32)
+    margins = [max(1, round(share * side)) for side in size]
+    mask[tuple(slice(margin, side - margin) for margin, side in zip(margins, size, strict=True))] = 0
     return mask

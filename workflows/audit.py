@@ -37,6 +37,7 @@ from workflows.passes import pass_rejections, run_pass
 from workflows.plan import freeze
 from workflows.profile_arrays import named
 from workflows.progress import Progress
+from workflows.regions import write_regions
 from workflows.report import build_report
 from workflows.results import finish_tables
 from workflows.shards import ShardReader
@@ -94,6 +95,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
             "configuration": digest(meaning(configuration)),
             "model": digest([model.description.weights_sha256, list(model.description.classes)]),
             "archive": listing_digest(configuration.archive),
+            "atlas": model.regions.digest if model.regions else "",
         }
         if state is not None:
             refuse_changes(state, configuration, digests)
@@ -110,7 +112,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     run, configuration = audit.run, audit.configuration
     state = state or _begin(audit, digests)
     facts = archive_facts(read_table(run, "catalogue.parquet", FACTS_COLUMNS))
-    settings = settle(configuration, audit.model.description, facts)
+    settings = settle(configuration, audit.model.description, facts, audit.model.regions)
     audit.progress.note(freeze(configuration, audit.model, facts, settings, audit.placement).text())
     reader = ShardReader(run, audit.archive, decode_options(configuration.archive))
     package = ray.put(audit.model.package)
@@ -125,6 +127,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
     state["notes"] = _notes(audit, facts, settings, profile)
+    write_regions(run, [str(method) for method in settings.explain.methods], audit.model.regions, classes)
     write_findings(run, configuration.findings, settings.profile.featured, classes)
     write_exemplars(run, configuration, audit.model, reader, scales.limits)
     state |= {"state": "reporting", "finished": now()}
@@ -153,7 +156,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
             f"the archive holds no image that can be read: {facts.catalogued} item(s) catalogued, all rejected. "
             "Reasons: " + "; ".join(sorted(set(built.rejected["reason"].to_pylist()))[:5])
         )
-    settle(configuration, description, facts)
+    settle(configuration, description, facts, audit.model.regions)
     write_table(run, "catalogue.parquet", built.table, group_rows=facts.shard_images)
     write_table(run, "rejected.parquet", built.rejected)
     state = {
@@ -220,7 +223,7 @@ def _maps_pass(
     run = audit.run
     created = Ledger(run, "maps-created")
     if 0 not in created.done():
-        create_maps(run, settings.maps, {str(m): _meaning(m) for m in settings.explain.methods}, {})
+        create_maps(run, settings.maps, _meanings(settings), {})
         created.commit(Manifest("maps-created", 0, 0))
     description = audit.model.description
     work = Pass(
@@ -261,6 +264,11 @@ def _scales(audit: _Audit, settings: Settings, profile: Profile) -> Scales:
             features = explain.features
             masks[base] = profile.mask(base, share=features.share, rank=features.rank, importance=features.importance)
     return Scales(limits, masks)
+
+
+def _meanings(settings: Settings) -> dict[str, str]:
+    steps = dict.fromkeys(settings.maps.steps, "the map of each iteration, 0 to 1; NaN behind the last")
+    return {str(method): _meaning(method) for method in settings.explain.methods} | steps
 
 
 def _meaning(method: MethodName) -> str:

@@ -148,7 +148,7 @@ class Scripted:
         except Exception as error:  # torch raises anything here for a file it does not know
             raise ModelError(
                 f"model.source: the TorchScript program cannot be opened: {type(error).__name__}. Write it with "
-                f"torch.jit.save, of a torch near {torch.__version__}."
+                f"torch.jit.save, of a torch near {torch.__version__}, and not after optimize_for_inference."
             ) from error
         self._program.eval()
 

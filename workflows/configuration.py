@@ -14,7 +14,7 @@ from workflows.configuration_baselines import Baselines
 from workflows.sections import Positive as _Positive
 from workflows.sections import Section as _Section
 
-_Side = _Positive | tuple[_Positive, _Positive]
+_Size = tuple[_Positive, _Positive] | tuple[_Positive, _Positive, _Positive]
 
 
 class Labels(_Section):
@@ -108,8 +108,10 @@ class Archive(_Section):
 class Input(_Section):
     """What the model wants to see. Keys left out are taken from the model's own description."""
 
-    resize: _Side | None = Field(None, description="shorter side, or height and width")
-    crop: _Side | None = Field(None, description="centre crop after the resize")
+    resize: _Positive | _Size | None = Field(
+        None, description="shorter side, or [height, width], [depth, height, width]"
+    )
+    crop: _Positive | _Size | None = Field(None, description="centre crop after the resize")
     channels: Literal[1, 3] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -133,7 +135,7 @@ class Model(_Section):
     )
     weights: str | None = Field(None, description="file or URL of a state dict; `DEFAULT` fetches torchvision's")
     classes: list[str] | str | None = Field(None, description="names, or a text file with one a line")
-    layer: str = Field("auto", description="target layer by name; auto takes the last spatial one")
+    layer: str = Field("auto", description="target layer by name; auto: the last spatial one; none: only ask the model")
     task: Literal["one-label", "multi-label"] = "one-label"
     input: Input = Input()
     trust: Literal["weights", "pickle"] = Field(
@@ -178,14 +180,26 @@ class Perturbation(_Section):
     is_steps: _Positive = Field(10, description="N of IS-CAM: masks a feature, in equal parts from nothing to whole")
 
 
+class Atlas(_Section):
+    """Regions that volumes are reported by. All volumes must be registered to its space: same voxels, same spacing."""
+
+    file: str = Field(description="label volume: a NIfTI file of whole numbers, 0 where no region is")
+    names: str | None = Field(None, description="CSV with the columns label and name; none: all labels, by number")
+
+
 class Glas(_Section):
     """Gaussian light and shadow: what is looked at, and how widely."""
 
+    search: Literal["grid", "atlas"] = Field(
+        "grid", description="on a grid, or at the centroids of an atlas (then `points` is unused)"
+    )
     points: _Positive = Field(15, description="k: search points a side; an image costs 2 k^2 + 1 forwards")
+    coarse: _Positive | None = Field(None, description="points a side of a first, coarser look; a divisor of points")
+    share: float = Field(0.25, gt=0, le=1, description="part of the coarser cells that a class is then looked for in")
     light: float = Field(5.0, gt=0, description="sigma_l of the light, in `unit`")
     shadow: float = Field(3.0, gt=0, description="sigma_s of the shadow")
     spatial: float = Field(6.0, gt=0, description="sigma_spatial, over which an answer is spread around its point")
-    unit: Literal["cell", "pixel", "fraction"] = Field("cell", description="a cell is a 15th of the side")
+    unit: Literal["cell", "pixel", "fraction", "mm"] = Field("cell", description="a cell is a 15th of the side")
     offset: float = Field(1e-5, ge=0, description="lambda, added to the shadow")
     reach: float = Field(0.8, ge=0, le=1, description="t1 of RGLAS: points above this level are done with")
     ratio: float = Field(5.0, gt=0, description="t2 of RGLAS: it stops where the map's root mean over P reaches it")
@@ -214,13 +228,16 @@ class Explain(_Section):
     features: Features = Features()
     perturbation: Perturbation = Perturbation()
     glas: Glas = Glas()
+    atlas: Atlas | None = Field(None, description="volumes only: a table of saliency for each region")
     baselines: Baselines = Baselines()
-    map: Literal["native", "input"] | tuple[_Positive, _Positive] = Field("native", description="size of stored maps")
+    map: Literal["native", "input"] | _Size = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
     border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")
 
     @model_validator(mode="after")
     def _no_doubles(self) -> "Explain":
+        if self.glas.search == "atlas" and self.atlas is None:
+            raise ValueError("glas.search: atlas needs explain.atlas")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("a method is listed twice")
         return self

@@ -67,7 +67,10 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
             return value
         return str(folder / value)
 
-    archive, model = configuration.archive, configuration.model
+    archive, model, explain = configuration.archive, configuration.model, configuration.explain
+    if explain.atlas is not None:
+        files = {"file": anchor(explain.atlas.file), "names": anchor(explain.atlas.names)}
+        explain = explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
     labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
     boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
     engine = configuration.engine.model_copy(update={"spill": anchor(configuration.engine.spill)})
@@ -82,6 +85,7 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
         update={
             "run": anchor(configuration.run),
             "engine": engine,
+            "explain": explain,
             "archive": archive.model_copy(
                 update={"location": anchor(archive.location), "labels": labels, "boxes": boxes, "key": key}
             ),

@@ -14,16 +14,29 @@ from storage.errors import LucencyError
 from storage.objects import Objects
 from storage.tables import read_group, read_table
 from tasks.cams.names import MethodName
+from tasks.cams.scaling import resized
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.methods import Method
 from workflows.configuration import Configuration
 from workflows.images import Images
+from workflows.planes import highest, three_planes
+from workflows.rules import rules_of
 from workflows.shards import ShardReader
-from workflows.survey import LoadedModel, rules_of
+from workflows.survey import LoadedModel
 
 _KEY = ".ledger/exemplars.npz"
 _CLASSES = 6
 _KINDS = ("most", "middle", "least")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """picture uint8 [H,W,3] as the model sees it, cam float32 [h,w]: signed, native; of a volume three planes of each
+    through the map's highest place, the cam at the picture's size. above: share of the map over the high limit."""
+
+    picture: np.ndarray[Any, Any]
+    cam: np.ndarray[Any, Any]
+    above: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +65,7 @@ def write_exemplars(
     pixels: they are left out by `report.pictures: false`, and images whose header says that text is burned in are
     passed over.
     """
-    rules = rules_of(configuration.explain, limits)
+    rules = rules_of(configuration.explain, limits, axes=len(model.description.input), regions=model.regions)
     chosen = _choose(run, burned_in=configuration.report.burned_in) if configuration.report.pictures and rules else []
     if not chosen:
         run.delete(_KEY)
@@ -69,8 +82,9 @@ def write_exemplars(
         kind=np.array([case.kind for case in chosen], "U6"),
         probability=np.array([case.probability for case in chosen], np.float32),
         label=np.array([-1 if case.label is None else case.label for case in chosen], np.int8),
-        picture=np.stack([picture for picture, _ in shown]),
-        cam=np.stack([saliency for _, saliency in shown]),
+        picture=np.stack([one.picture for one in shown]),
+        cam=np.stack([one.cam for one in shown]),
+        above=np.array([one.above for one in shown], np.float32),
         base=np.array(base),
         limits=limits[base][classes],
     )
@@ -118,15 +132,28 @@ def _explain(
     limits: np.ndarray[Any, Any],
     model: LoadedModel,
     reader: ShardReader,
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Picture [H, W, 3] uint8 as the model sees it, and signed native map [h, w] of the case's class."""
+) -> _Shown:
     images = Images.of(reader.read(case.shard, only=[case.id]), model.classifier.classes)
     if not images.ids:
         raise LucencyError(f"image {case.id} was explained and cannot be read any more: did the archive change?")
     settings = ExplainSettings(methods=(MethodName(base),), targets=(case.category,), batch=1, rules=rules)
     done = explain_shard(
-        model.classifier, images.pixels, images.ids, images.truth, settings, limits={base: limits}, masks={}
+        model.classifier,
+        images.pixels,
+        images.ids,
+        images.truth,
+        settings,
+        limits={base: limits},
+        masks={},
+        spacings=images.spacing,
     )
-    picture = model.classifier.preprocess.picture(images.pixels, torch.device("cpu"))[0]
-    rgb = (picture.expand(3, -1, -1) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return rgb, done.maps[base][0, 0].astype(np.float32)
+    native = done.maps[base][0, 0].astype(np.float32)
+    pixels = model.classifier.preprocess.picture(images.pixels, torch.device("cpu"))[0]
+    picture = (pixels.expand(3, *pixels.shape[1:]) * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, -1).numpy()
+    whole = resized(torch.from_numpy(native)[None, None], picture.shape[:-1])[0, 0].numpy()
+    low, high = limits[case.category]
+    above = float((whole > high).mean())
+    if native.ndim == 2:
+        return _Shown(picture, native, above)
+    at = highest(whole)
+    return _Shown(three_planes(picture, at, 0), three_planes(whole, at, low), above)

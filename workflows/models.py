@@ -57,11 +57,11 @@ class ModelDescription:
     """What a report says about the classifier."""
 
     features: int  # F
-    native: tuple[int, int]  # h, w of the target layer; of a black box, of the grid that GLAS looks at
+    native: tuple[int, ...]  # sides of the target layer; of a black box 15 each
     classes: tuple[str, ...]
     weights_sha256: str  # of a served model, of what its server says it is
     layer: str | None  # None: a black box
-    input: tuple[int, int]  # H, W the model sees
+    input: tuple[int, ...]  # H, W the model sees, or D, H, W
     task: str
     head: str  # gap-linear | relu-gap-linear | autograd: how its gradient is had; black-box: it has none
     runtime: str = "torch"  # what answers: torch | TorchScript | ONNX Runtime | served: a name, a version, a platform
@@ -159,7 +159,8 @@ def build_classifier(package: ModelPackage, device: torch.device | str) -> Class
     if isinstance(module, BlackBox):
         module.check_answers(logits)
     classes = _matched_classes(package.classes or made.classes, logits.shape[1])
-    target = None if isinstance(module, BlackBox) else resolve_layer(module, package.layer, example)
+    closed = isinstance(module, BlackBox) or package.layer == "none"
+    target = None if closed else resolve_layer(module, package.layer, example)
     return Classifier(
         module=module,
         layer=None if target is None else target.name,
@@ -266,7 +267,7 @@ def describe(classifier: Classifier) -> ModelDescription:
         head = Head.recognise(module, forward, "float32")
     return ModelDescription(
         features=forward.activation.shape[1],
-        native=(forward.activation.shape[2], forward.activation.shape[3]),
+        native=tuple(forward.activation.shape[2:]),
         classes=classifier.classes,
         weights_sha256=module.asked.digest if isinstance(module, BlackBox) else weights_digest(module),
         layer=classifier.layer,

@@ -181,6 +181,7 @@ def open_session(scheme: str, token: str | None, *, retries: int) -> requests.Se
     session.auth = None if token is None else _Bearer(token)
     patience = Retry(
         total=retries,
+        read=1,  # an answer that does not come may be one that never will
         backoff_factor=_BACKOFF,
         status_forcelist=_BUSY,
         allowed_methods=None,  # to ask a model twice changes nothing

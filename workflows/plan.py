@@ -1,14 +1,14 @@
 """The stage graph of an audit, frozen and printed before anything runs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.methods import Method, Painter
+from tasks.methods import GlasMap, Method, Painter
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
@@ -74,7 +74,7 @@ class Plan:
                 f"{stage.name:<10}{stage.runs_on:<7}{stage.shards:>9}{stage.images:>11}{_size(stage.reads):>10}"
                 f"{_size(stage.writes):>10}{stage.forwards:>11}{hours:>11}"
             )
-        lines += ["", "maps (float16, before compression)"]
+        lines += ["", "maps (before compression)"]
         lines += [f"  {name:<28}{_size(count):>10}" for name, count in self.map_bytes.items()]
         lines += [
             "",
@@ -101,7 +101,9 @@ def plan(configuration: Configuration, progress: Progress, folder: str | None = 
             progress=progress,
         )
         facts = archive_facts(built.table)
-        return freeze(configuration, model, facts, settle(configuration, model.description, facts), placement)
+        return freeze(
+            configuration, model, facts, settle(configuration, model.description, facts, model.regions), placement
+        )
 
 
 def freeze(
@@ -110,11 +112,10 @@ def freeze(
     """Put numbers to each stage."""
     seconds, measured_on = _seconds_a_forward(model, placement)
     description = model.description
-    profile_forwards = archive.images * (
-        1 + _extra(settings, settings.profile.bases, description, len(description.classes))
-    )
-    maps_forwards = archive.images * (1 + _extra(settings, settings.explain.rules, description, settings.maps.targets))
-    features, classes = model.description.features, len(model.description.classes)
+    rules = settings.explain.rules
+    features, classes = description.features, len(description.classes)
+    profile_forwards = archive.images * (1 + further_forwards(rules, settings.profile.bases, description, classes))
+    maps_forwards = archive.images * (1 + further_forwards(rules, rules, description, settings.maps.targets))
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
     profile_bytes = bases * (3 * features * classes + bins * classes) * 8 + bins * features * _HISTOGRAM_BYTES
@@ -142,7 +143,7 @@ def freeze(
         catalogued=archive.catalogued,
         rejected=archive.rejected,
         shard_images=archive.shard_images,
-        map_bytes={name: settings.maps.bytes() // len(settings.maps.methods) for name in settings.maps.methods},
+        map_bytes={name: settings.maps.method_bytes(name) for name in (*settings.maps.methods, *settings.maps.steps)},
         worker_bytes=2 * weights + profile_bytes,
         store_bytes=archive.shard_bytes * (placement.workers + 2),
         seconds_a_forward=seconds,
@@ -151,25 +152,24 @@ def freeze(
     )
 
 
-def _extra(settings: Settings, bases: Iterable[str], model: ModelDescription, columns: int) -> int:
-    """Forwards an image beyond the first, at most. The three maps of GLAS share theirs; some methods look by class."""
-    costs = {base: settings.explain.rules[base].forwards(model.features, model.head) for base in bases}
-    shared = max((cost for base, cost in costs.items() if base.startswith("glas")), default=0)
-    others = {base: cost for base, cost in costs.items() if not base.startswith("glas")}
-    return shared + sum(
-        cost * columns if _by_class(settings.explain.rules[base]) else cost for base, cost in others.items()
-    )
-
-
-def _by_class(method: Method) -> bool:
-    return isinstance(method, Painter) and method.by_class
+def further_forwards(rules: Mapping[str, Method], bases: Iterable[str], model: ModelDescription, columns: int) -> int:
+    """Forwards an image beyond the first, at most. The maps of GLAS share theirs, and all classes a coarse look."""
+    costs: dict[object, int] = {}
+    for base in bases:
+        rule = rules[base]
+        if isinstance(rule, GlasMap):
+            first = rule.settings.coarser.forwards
+            costs[rule.settings] = first + columns * (rule.settings.forwards - first)
+        else:
+            times = columns if isinstance(rule, Painter) and rule.by_class else 1
+            costs[base] = times * rule.forwards(model.features, model.head)
+    return sum(costs.values())
 
 
 def _seconds_a_forward(model: LoadedModel, placement: Placement) -> tuple[float, str]:
     """A forward's seconds an image on the driver's CPU, on as many threads as a worker has; or the server's."""
     classifier, batch = model.classifier, 4
-    height, width = classifier.preprocess.size
-    images = [np.zeros((height, width), np.uint8)] * batch
+    images = [np.zeros((*classifier.preprocess.size, 1), np.uint8)] * batch
     inputs = classifier.preprocess(images, torch.device("cpu"))
     threads = torch.get_num_threads()
     torch.set_num_threads(placement.threads)

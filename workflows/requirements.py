@@ -1,4 +1,4 @@
-"""What a method needs beyond a forward: packages, or a gradient through the whole model."""
+"""What methods need of a model, and models of a configuration: refused before anything starts, with what would work."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -6,15 +6,25 @@ from importlib.util import find_spec
 import torch
 
 from storage.errors import ConfigurationError, ModelError
-from tasks.cams.names import GRADIENT_METHODS, MethodName
+from tasks.cams.names import GRADIENT_METHODS, PROBABILITY_METHODS, MethodName
 from tasks.capture import capturing
 from tasks.classifier import Classifier
+from workflows.black_boxes import black_box
+from workflows.configuration import Configuration, Server
+from workflows.models import ModelDescription
 
 _PACKAGES = {"occlusion": ("captum",), "lime": ("captum", "sklearn")}
 
 
-def check_requirements(methods: Iterable[str], classifier: Classifier) -> None:
-    """Raise ConfigurationError for a method that lacks something, with what works without it."""
+def check_model(configuration: Configuration, classifier: Classifier, description: ModelDescription) -> None:
+    """What the model, tried once, does not support. Raises ConfigurationError."""
+    methods = configuration.explain.methods
+    _check_sides(configuration, description)
+    _check_head(methods, description)
+    _check_requirements(methods, classifier)
+
+
+def _check_requirements(methods: Iterable[str], classifier: Classifier) -> None:
     bases = tuple(dict.fromkeys(MethodName.parse(name).base for name in methods))
     for base in bases:
         missing = [package for package in _PACKAGES.get(base, ()) if find_spec(package) is None]
@@ -40,3 +50,68 @@ def _has_input_gradient(classifier: Classifier) -> bool:
         except (ModelError, RuntimeError):
             return False
     return True
+
+
+def check_before(configuration: Configuration) -> None:
+    """What can be known before the model is fetched. Of one that only answers nothing but answers may be asked.
+
+    Raises ConfigurationError.
+    """
+    model, words = configuration.model, black_box(configuration.model.source)
+    served = model.source.startswith(("http:", "https:"))
+    if model.server != Server() and not served:
+        raise ConfigurationError(
+            "model.server: only a served model (https://HOST/v2/models/NAME) is asked over a network."
+        )
+    if words is None:
+        if model.output != "logits" or model.output_name is not None:
+            raise ConfigurationError(
+                "model.output: only a model that cannot be looked into (torchscript, onnx, http) may answer other than "
+                "one tensor of logits. Let this one's code return them."
+            )
+        if model.layer == "none":
+            _refuse_features(configuration.explain.methods)
+        return
+    if model.output_name is not None and not (served or model.source.startswith("onnx:")):
+        raise ConfigurationError(f"model.output_name: {words} has one output, and it has no name; leave the key out.")
+    if model.layer not in ("auto", "none"):
+        raise ConfigurationError(f"model.layer: {words} has no layer that can be looked at; leave the key out.")
+    asked = [name for name in configuration.explain.methods if MethodName.parse(name).base not in PROBABILITY_METHODS]
+    if asked:
+        raise ConfigurationError(
+            f"explain.methods: {', '.join(asked)}: this needs the model's features or gradients, and {words} only "
+            f"answers. Methods that need answers alone: {', '.join(PROBABILITY_METHODS)}; s-glas and its like put them "
+            "on a common scale."
+        )
+    if configuration.explain.precision != "float32" and not model.source.startswith("torchscript:"):
+        raise ConfigurationError(f"explain.precision: {words} computes in its own precision; leave the key out.")
+
+
+def _refuse_features(methods: Iterable[str]) -> None:
+    without = PROBABILITY_METHODS + GRADIENT_METHODS
+    asked = [name for name in methods if MethodName.parse(name).base not in without]
+    if asked:
+        raise ConfigurationError(
+            f"explain.methods: {', '.join(asked)}: this needs a target layer, and `model.layer: none` leaves it out. "
+            f"Methods that need none: {', '.join(without)}."
+        )
+
+
+def _check_head(methods: Iterable[str], model: ModelDescription) -> None:
+    if model.head == "autograd" and any(MethodName.parse(name).base == "cam" for name in methods):
+        raise ConfigurationError(
+            "explain.methods: cam needs a model whose target layer is followed by global average pooling and one "
+            f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "
+            "factor only, works here."
+        )
+
+
+def _check_sides(configuration: Configuration, model: ModelDescription) -> None:
+    images, sides = configuration.archive.images, len(model.input)
+    if (images == "volumes") != (sides == 3):
+        raise ConfigurationError(
+            f"archive.images: {images}; the model's input has {sides} sides. Volumes go with model.input of [depth, "
+            "height, width], frames with [height, width]."
+        )
+    if configuration.explain.atlas is not None and sides != 3:
+        raise ConfigurationError("explain.atlas: its regions are parts of volumes, and this model sees images.")

@@ -92,7 +92,7 @@ class ShardReader:
             yield row, str(image) if isinstance(image, ImageError) else _Decoded(image, row["spacing"])
 
     def _volumes(self, rows: Sequence[dict[str, Any]]) -> dict[str, _Decoded | str]:
-        """Each decoded as soon as its last file is read: no more than a few wait for theirs."""
+        """Each decoded as soon as its last file is read. In a container that mixes its series all of them wait."""
         owners = {location: row for row in rows for location in _files(row)}
         waiting: dict[str, list[bytes | ImageError]] = {}
         decoded: dict[str, _Decoded | str] = {}

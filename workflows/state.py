@@ -19,12 +19,12 @@ _KEY = "run.json"
 # (weights and class names by the model's digest, labels and boxes by the archive's) may lie elsewhere, as they do
 # when a job is submitted again.
 _INDIFFERENT = (
-    "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file",
+    "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file", "explain.atlas",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
     "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
 )  # fmt: skip
-_LIBRARIES = ("lucency", "ray", "torch", "torchvision", "numpy", "pyarrow", "zarr", "pydicom")
-_OPTIONAL = ("onnxruntime", "onnxruntime-gpu")
+_LIBRARIES = ("lucency", "ray", "torch", "torchvision", "numpy", "pyarrow", "zarr", "pydicom", "nibabel")
+_OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "captum", "scikit-learn")
 
 
 def state_folder() -> Path:
@@ -75,11 +75,16 @@ def refuse_changes(state: Mapping[str, Any], configuration: Configuration, diges
         for key in sorted(begun.keys() | asked.keys())
         if begun.get(key) != asked.get(key)
     ]
-    named = {"model": "the model's weights or class names", "archive": "the archive's files", "device": "the device"}
+    named = {
+        "model": "the model's weights or class names",
+        "archive": "the archive's files",
+        "atlas": "the atlas",
+        "device": "the device",
+    }
     differences += [
-        f"  {words}: {state['digests'][name][:12]} when the run began, {digests[name][:12]} now"
+        f"  {words}: {known[:12] or 'none'} when the run began, {digests[name][:12] or 'none'} now"
         for name, words in named.items()
-        if name in digests and state["digests"].get(name) != digests[name]
+        if name in digests and (known := state["digests"].get(name, "")) != digests[name]
     ]
     if state["state"] != "done":  # a result must not be half of one version's and half of another's
         differences += [

@@ -15,7 +15,7 @@ import storage
 import tasks
 import workflows
 from storage.errors import ConfigurationError, LucencyError
-from workflows.configuration import Configuration, Model
+from workflows.configuration import Configuration, Explain, Model
 from workflows.job_server import find_token, reach, refuse_unsafe
 
 _AUDIT = "audit"  # the folder of the configuration inside what is shipped: apart from the rooms
@@ -77,8 +77,10 @@ def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]
     audit = target / _AUDIT
     audit.mkdir()
     model = _stage_model(configuration.model, folder, audit)
+    explain = _stage_atlas(configuration.explain, audit)
     notes = [_same_place(name) for name in _local(configuration)]
-    changes: dict[str, Any] = {"model": model, "engine": configuration.engine.model_copy(update={"address": None})}
+    changes: dict[str, Any] = {"model": model, "explain": explain}
+    changes |= {"engine": configuration.engine.model_copy(update={"address": None})}
     if configuration.mlflow.enabled and configuration.mlflow.uri is None:
         changes["mlflow"] = configuration.mlflow.model_copy(update={"enabled": False})
         notes.append("mlflow.uri is not set: the job logs to no MLflow. Later: lucency report RUN --log")
@@ -117,10 +119,20 @@ def _stage_model(model: Model, folder: Path, audit: Path) -> Model:
     return model.model_copy(update=changes)
 
 
+def _stage_atlas(explain: Explain, audit: Path) -> Explain:
+    """An atlas belongs to no patient: it travels with the job."""
+    if explain.atlas is None:
+        return explain
+    files = {"file": _copied("explain.atlas.file", explain.atlas.file, audit)}
+    if explain.atlas.names is not None:
+        files["names"] = _copied("explain.atlas.names", explain.atlas.names, audit)
+    return explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
+
+
 def _copied(key: str, location: str, audit: Path) -> str:
     if "://" in location:
         return location
-    name = f"{key.removeprefix('model.')}-{Path(location).name}"
+    name = f"{key.removeprefix('model.').removeprefix('explain.')}-{Path(location).name}"
     try:
         shutil.copyfile(location, audit / name)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Everything that is known before a pass starts: the archive's catalogue, the model and what fits between them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,18 @@ import pyarrow.compute as pc
 from storage.arrays import MapsPlan
 from storage.catalogue import decoded_bytes, readable_count, shard_images
 from storage.errors import ConfigurationError
-from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
-from tasks.cams.names import PROBABILITY_METHODS, MethodName
-from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
+from tasks.atlas import Regions
+from tasks.cams.names import MethodName
 from tasks.classifier import Classifier
-from tasks.explain import ExplainSettings
-from tasks.glas import Glas
-from tasks.methods import METHODS, GlasMap, Method, RglasMap
+from tasks.explain import STEPS, ExplainSettings
+from tasks.methods import Method, RglasMap, in_millimetres
 from tasks.profile import ProfileSettings
-from workflows.black_boxes import black_box
+from tasks.search_points import Field
 from workflows.configuration import Configuration, Explain
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
-from workflows.requirements import check_requirements
+from workflows.regions import read_atlas
+from workflows.requirements import check_before, check_model
+from workflows.rules import rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class LoadedModel:
     package: ModelPackage
     classifier: Classifier
     description: ModelDescription
+    regions: Regions | None = None  # of the atlas, where one is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class ArchiveFacts:
     labels: Mapping[str, int]
     labelled: int
     most_labels: int  # positives of the image that has most
+    spaced: int = 0  # images whose header says how far apart their pixels lie
+    sides: frozenset[tuple[int, int, int]] = frozenset()  # of the spaced ones: (depth, height, width)
 
 
 def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
@@ -54,16 +57,27 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
 
     A method that the model cannot support is refused here, before anything starts.
     """
-    _check_black_box(configuration)
+    check_before(configuration)
     package = fetch_model(configuration.model, folder=folder, server=configuration.mlflow.uri)
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
-    _check_methods(configuration.explain.methods, description)
-    check_requirements(configuration.explain.methods, classifier)
-    return LoadedModel(package, classifier, description)
+    check_model(configuration, classifier, description)
+    asked = configuration.explain.atlas
+    regions = None if asked is None else read_atlas(asked).covered(classifier.preprocess)
+    return LoadedModel(package, classifier, description, regions)
 
 
-FACTS_COLUMNS = ("row", "labels", "depth", "height", "width", "channels", "private_location", "private_bytes")
+FACTS_COLUMNS = (
+    "row",
+    "labels",
+    "depth",
+    "height",
+    "width",
+    "channels",
+    "spacing",
+    "private_location",
+    "private_bytes",
+)
 
 
 def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
@@ -74,6 +88,8 @@ def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
     counts = pc.value_counts(lists.flatten()).to_pylist()
     decoded = decoded_bytes(readable)
     shards = -(-len(readable) // length)
+    spaced = readable.filter(pc.is_valid(readable["spacing"]))
+    distinct = spaced.group_by(["depth", "height", "width"], use_threads=False).aggregate([])
     return ArchiveFacts(
         catalogued=len(catalogue),
         images=len(readable),
@@ -85,6 +101,8 @@ def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
         labels={item["values"]: item["counts"] for item in sorted(counts, key=lambda item: str(item["values"]))},
         labelled=len(readable) - lists.null_count,
         most_labels=pc.max(pc.list_value_length(lists)).as_py() or 0,
+        spaced=len(spaced),
+        sides=frozenset((row["depth"], row["height"], row["width"]) for row in distinct.to_pylist()),
     )
 
 
@@ -107,8 +125,10 @@ class Settings:
     maps: MapsPlan
 
 
-def settle(configuration: Configuration, model: ModelDescription, archive: ArchiveFacts) -> Settings:
-    """Resolve the configuration against the model and the archive.
+def settle(
+    configuration: Configuration, model: ModelDescription, archive: ArchiveFacts, regions: Regions | None = None
+) -> Settings:
+    """Resolve the configuration against the model, the archive and the regions of an atlas.
 
     Raises ConfigurationError where they do not go together, before anything runs.
     """
@@ -118,7 +138,9 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
     targets, columns = _targets(explain.targets, model.classes, archive)
     _check_labels(configuration, model.classes, archive, methods)
     batch = configuration.engine.batch
-    rules = rules_of(explain, bases)
+    rules = rules_of(explain, bases, axes=len(model.input), regions=regions)
+    space = None if regions is None else regions.space
+    _check_spacing(rules, archive, model, space)
     profiled = tuple(
         base for base in bases if _is_cheap(rules[base], model) or any(_needs_profile(m, base) for m in methods)
     )
@@ -129,6 +151,7 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
         batch=batch,
         precision=explain.precision,
         rules=rules,
+        space=space,
     )
     settings = ExplainSettings(
         methods=methods,
@@ -139,10 +162,44 @@ def settle(configuration: Configuration, model: ModelDescription, archive: Archi
         batch=batch,
         precision=explain.precision,
         rules=rules,
+        space=space,
     )
-    size = {"native": model.native, "input": model.input}.get(str(explain.map), explain.map)
-    maps = MapsPlan(archive.images, archive.shard_images, columns, size, tuple(explain.methods))  # type: ignore[arg-type]
+    steps = {f"{base}{STEPS}": rule.recursive.iterations for base, rule in rules.items() if isinstance(rule, RglasMap)}
+    maps = MapsPlan(
+        archive.images,
+        archive.shard_images,
+        columns,
+        _map_size(explain, model),
+        tuple(explain.methods),
+        steps,
+        tuple(str(method) for method in methods if method.dtype == "float32"),
+    )
     return Settings(profile, settings, maps)
+
+
+def _map_size(explain: Explain, model: ModelDescription) -> tuple[int, ...]:
+    if isinstance(explain.map, str):
+        return model.native if explain.map == "native" else model.input
+    if len(explain.map) != len(model.input):
+        raise ConfigurationError(
+            f"explain.map: {list(explain.map)}; the model's input has {len(model.input)} sides, and so have its maps."
+        )
+    return explain.map
+
+
+def _check_spacing(
+    rules: Mapping[str, Method], archive: ArchiveFacts, model: ModelDescription, space: Field | None
+) -> None:
+    """Refuse what no image of the archive could pass. Volumes of multi-frame files tell when they are read."""
+    if len(model.input) == 2 and not archive.spaced and in_millimetres(rules):
+        raise ConfigurationError(
+            "explain.glas.unit: mm needs images whose headers give a pixel spacing, and none of the archive does."
+        )
+    if space is not None and archive.spaced == archive.images and space.size not in archive.sides:
+        raise ConfigurationError(
+            f"explain.atlas: it has {' x '.join(map(str, space.size))} voxels, and no volume of the archive has. "
+            "Register the volumes to the atlas first."
+        )
 
 
 def _is_cheap(method: Method, model: ModelDescription) -> bool:
@@ -152,65 +209,6 @@ def _is_cheap(method: Method, model: ModelDescription) -> bool:
 
 def _needs_profile(method: MethodName, base: str) -> bool:
     return method.base == base and (method.scaled or method.selected)
-
-
-def rules_of(explain: Explain, bases: Iterable[str]) -> dict[str, Method]:
-    """How base methods are computed, as configured."""
-    noise, asked, others = explain.perturbation, explain.glas, explain.baselines
-    glas = Glas(asked.points, asked.light, asked.shadow, asked.spatial, asked.unit, asked.offset)
-    configured: dict[str, Method] = dict(METHODS) | {
-        "smooth-grad-cam++": SmoothGradCamPlusPlus(noise.smooth_draws, noise.smooth_std),
-        "ss-cam": SsCam(noise.ss_draws, noise.ss_std),
-        "is-cam": IsCam(noise.is_steps),
-        "glas": GlasMap("fusion", glas),
-        "glas-light": GlasMap("light", glas),
-        "glas-shadow": GlasMap("shadow", glas),
-        "rglas": RglasMap(glas, asked.reach, asked.ratio, asked.iterations),
-        "occlusion": OcclusionMap(others.occlusion_cells, others.occlusion_window, others.occlusion_stride),
-        "rise": RiseMap(others.rise_masks, others.rise_cells, others.rise_share),
-        "lime": LimeMap(others.lime_samples, others.lime_cells, others.lime_width, others.lime_ridge),
-        "meaningful-perturbation": MeaningfulPerturbation(
-            others.perturbation_cells,
-            others.perturbation_steps,
-            rate=others.perturbation_rate,
-            l1=others.perturbation_l1,
-            tv=others.perturbation_tv,
-            beta=others.perturbation_beta,
-        ),
-    }
-    return {base: configured[base] for base in bases}
-
-
-def _check_black_box(configuration: Configuration) -> None:
-    """What is asked of a model that only answers must need nothing but answers."""
-    model, words = configuration.model, black_box(configuration.model.source)
-    if words is None:
-        if model.output != "logits" or model.output_name is not None:
-            raise ConfigurationError(
-                "model.output: only a model that cannot be looked into (torchscript, onnx, http) may answer other than "
-                "one tensor of logits. Let this one's code return them."
-            )
-        return
-    if model.layer != "auto":
-        raise ConfigurationError(f"model.layer: {words} has no layer that can be looked at; leave the key out.")
-    asked = [name for name in configuration.explain.methods if MethodName.parse(name).base not in PROBABILITY_METHODS]
-    if asked:
-        raise ConfigurationError(
-            f"explain.methods: {', '.join(asked)}: this needs the model's features or gradients, and {words} only "
-            f"answers. Methods that need answers alone: {', '.join(PROBABILITY_METHODS)}; s-glas and its like put them "
-            "on a common scale."
-        )
-    if configuration.explain.precision != "float32" and not model.source.startswith("torchscript:"):
-        raise ConfigurationError(f"explain.precision: {words} computes in its own precision; leave the key out.")
-
-
-def _check_methods(methods: Iterable[str], model: ModelDescription) -> None:
-    if model.head == "autograd" and any(MethodName.parse(name).base == "cam" for name in methods):
-        raise ConfigurationError(
-            "explain.methods: cam needs a model whose target layer is followed by global average pooling and one "
-            f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "
-            "factor only, works here."
-        )
 
 
 def _targets(

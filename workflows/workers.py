@@ -70,7 +70,9 @@ class ProfileWorker(_ModelWorker):
 
     def _profile(self, block: pa.Table) -> pa.Table:
         images = Images.of(block, self.classifier.classes)
-        done = profile_shard(self.classifier, images.pixels, images.ids, images.truth, self.settings)
+        done = profile_shard(
+            self.classifier, images.pixels, images.ids, images.truth, self.settings, spacings=images.spacing
+        )
         return shard_result(
             images.shard,
             len(images.ids) - len(done.failures),
@@ -116,6 +118,7 @@ class ExplainWorker(_ModelWorker):
             self.settings,
             limits=self.scales.limits,
             masks=self.scales.masks,
+            spacings=images.spacing,
         )
         return shard_result(
             images.shard,

@@ -24,12 +24,12 @@ class Evidence:
 
     @property
     def activation(self) -> Tensor:
-        """A [B,F,h,w]."""
+        """A [B,F,h,w], of volumes [B,F,d,h,w]."""
         return self.forward.activation
 
     @property
     def cells(self) -> int:
-        """h w"""
+        """h w, or d h w"""
         return self.activation[0, 0].numel()
 
     @property
@@ -39,7 +39,12 @@ class Evidence:
 
     def for_every_class(self, weights: Tensor) -> Separable:
         """Weights [B,F] that are the same for each class column."""
-        return Separable(weights.new_ones(self.classes.shape[-1], weights.shape[1]), weights[..., None, None])
+        by_cell = weights[(..., *[None] * (self.activation.ndim - 2))]
+        return Separable(weights.new_ones(self.classes.shape[-1], weights.shape[1]), by_cell)
+
+    def for_all_cells(self, weights: Tensor) -> Dense:
+        """Weights [B,T,F] that are the same for each cell."""
+        return Dense(weights[(..., *[None] * (self.activation.ndim - 2))])
 
     def noisy_gradients(self, draws: int, std: float) -> list[Weights]:
         """The gradient under noise on the input; of a head whose gradient is constant, that one."""
@@ -57,7 +62,12 @@ class Evidence:
     def drops_without_feature(self) -> Tensor:
         """z_c - z_c without the feature [B,T,F]: of a linear head in closed form, otherwise one head pass a feature."""
         if isinstance(self.gradient, Separable):
-            return self.gradient.totals(self.activation).dense().values[..., 0, 0].expand(len(self.activation), -1, -1)
+            return (
+                self.gradient.totals(self.activation)
+                .dense()
+                .values.flatten(3)[..., 0]
+                .expand(len(self.activation), -1, -1)
+            )
         return self.logits[..., None] - self._columns(self.probes.ablated())
 
     def masked_logits(self, masking: Masking) -> Tensor:

@@ -36,14 +36,14 @@ class LinearHead:
 
     def pooled(self, forward: Forward) -> Tensor:
         activation = forward.activation
-        return (activation.relu() if self.rectified else activation).mean((-2, -1))
+        return (activation.relu() if self.rectified else activation).flatten(2).mean(2)
 
     def gradient(self, activation: Tensor) -> Separable:
         """dz/dA of all classes, factored."""
-        cells = activation.shape[-2] * activation.shape[-1]
+        cells = activation[0, 0].numel()
         if self.rectified:
             return Separable(self.weights, (activation > 0).float() / cells)
-        return Separable(self.weights, activation.new_full((1, 1, 1, 1), 1 / cells))
+        return Separable(self.weights, activation.new_full((1,) * activation.ndim, 1 / cells))
 
     def explains(self, forward: Forward, tolerance: float) -> bool:
         """Whether these are the logits of the batch."""
@@ -60,7 +60,8 @@ class LinearHead:
         generator = torch.Generator().manual_seed(0)
         combination = torch.randn(len(self.weights), generator=generator).to(self.weights)
         separable = self.gradient(forward.activation)
-        ours = (combination @ self.weights)[None, :, None, None] * separable.by_cell
+        slopes = combination @ self.weights
+        ours = slopes.view(1, -1, *[1] * (separable.by_cell.ndim - 2)) * separable.by_cell
         terms = (combination.abs() @ self.weights.abs()).amax() * separable.by_cell.amax()
         return bool(((forward.combined_gradient(combination) - ours).abs() <= tolerance * terms).all())
 
@@ -103,7 +104,7 @@ class Head:
     def gradients(self, forward: Forward, targets: Tensor, size: int) -> Iterator[tuple[slice, Weights]]:
         """Gradients of classes targets, [T] for every image or [B,T], in chunks of columns, with their columns.
 
-        size: elements that an image and a column need in what is done next, H*W of its map.
+        size: elements that an image and a column need in what is done next, the cells of its map.
         A batch that the closed form does not explain is differentiated by autograd.
         """
         if self.closed is None or not self.closed.explains(forward, self.tolerance):

@@ -28,6 +28,9 @@ GRADIENT_METHODS = ("gradient", "meaningful-perturbation")
 
 BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS + GRADIENT_METHODS
 
+SMALL_VALUED = ("glas", "glas-light", "glas-shadow", "occlusion", "rise", "lime", "gradient")
+"""Methods whose raw values go down with the probability, or the slope, to less than float16 holds."""
+
 UNSCALED = {
     "rglas": "is scaled to [0, 1] by itself",
     "lime": "holds the coefficients of a model fitted to one image",
@@ -59,6 +62,11 @@ class MethodName:
         if selected and base not in FEATURE_METHODS:
             raise ValueError(f"{name!r}: {base} has no features to select; leave out fs-")
         return cls(base, selected, scaled)
+
+    @property
+    def dtype(self) -> str:
+        """What its maps are stored as."""
+        return "float32" if self.base in SMALL_VALUED and not self.scaled else "float16"
 
     def __str__(self) -> str:
         return f"{'fs-' if self.selected else ''}{'s-' if self.scaled else ''}{self.base}"

@@ -23,7 +23,7 @@ class Rule(Protocol):
     """A CAM method."""
 
     def weights(self, evidence: Evidence) -> Weights:
-        """Weights of the activation A [B,F,h,w] for each class column."""
+        """Weights of the activation A [B,F,h,w], of volumes [B,F,d,h,w], for each class column."""
         ...
 
     def forwards(self, features: int, head: str) -> int:
@@ -111,11 +111,12 @@ class SmoothGradCamPlusPlus:
 
 
 def _plus_plus(gradients: list[Weights], evidence: Evidence, eps: float) -> Weights:
-    total = evidence.activation.sum((-2, -1), keepdim=True)[:, None]
+    axes = tuple(range(2, evidence.activation.ndim))
+    total = evidence.activation.sum(axes, keepdim=True)[:, None]
     weight: Tensor | float = 0.0
     for mean in powers(gradients, evidence.cells):
         share = mean.square / (2 * mean.square + total * mean.cube + eps)
-        weight = weight + (mean.first.relu() * share * mean.cells).sum((-2, -1), keepdim=True)
+        weight = weight + (mean.first.relu() * share * mean.cells).sum([axis + 1 for axis in axes], keepdim=True)
     return Dense(torch.as_tensor(weight))
 
 
@@ -149,7 +150,7 @@ class AblationCam:
     """
 
     def weights(self, evidence: Evidence) -> Weights:
-        return Dense((evidence.drops_without_feature() / evidence.logits[..., None])[..., None, None])
+        return evidence.for_all_cells(evidence.drops_without_feature() / evidence.logits[..., None])
 
     def forwards(self, features: int, head: str) -> int:
         """At most: where the trunk need not see the image for each feature, it is far cheaper."""
@@ -165,7 +166,7 @@ class ScoreCam:
     """
 
     def weights(self, evidence: Evidence) -> Weights:
-        return _softmaxed(evidence.masked_logits(Masking()))
+        return _softmaxed(evidence, Masking())
 
     def forwards(self, features: int, head: str) -> int:
         return features
@@ -179,7 +180,7 @@ class SsCam:
     std: float = 2.0
 
     def weights(self, evidence: Evidence) -> Weights:
-        return _softmaxed(evidence.masked_logits(Masking(draws=self.draws, std=self.std)))
+        return _softmaxed(evidence, Masking(draws=self.draws, std=self.std))
 
     def forwards(self, features: int, head: str) -> int:
         return features * self.draws
@@ -192,15 +193,15 @@ class IsCam:
     steps: int = 10
 
     def weights(self, evidence: Evidence) -> Weights:
-        return _softmaxed(evidence.masked_logits(Masking(steps=self.steps)))
+        return _softmaxed(evidence, Masking(steps=self.steps))
 
     def forwards(self, features: int, head: str) -> int:
         return features * self.steps
 
 
-def _softmaxed(logits: Tensor) -> Dense:
-    """[B,T,F] scores as weights that add up to 1 over features."""
-    return Dense(logits.softmax(-1)[..., None, None])
+def _softmaxed(evidence: Evidence, masking: Masking) -> Dense:
+    """Logits of the masked inputs as weights that add up to 1 over features."""
+    return evidence.for_all_cells(evidence.masked_logits(masking).softmax(-1))
 
 
 RULES: Mapping[str, Rule] = {

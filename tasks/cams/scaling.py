@@ -55,9 +55,10 @@ class CommonScale:
         return cls(kind, (last - first) / span, (first * high - last * low) / span)
 
     def apply(self, saliency: Tensor, classes: Tensor) -> Tensor:
-        """Scale [..., H, W] maps; classes, of the shape in front of H, W, says whose map each is."""
+        """Scale maps [B,T,H,W] (or [B,T,D,H,W]); classes, [T] or [B,T], says whose map each is."""
+        cells = (None,) * (saliency.ndim - 2)
         alpha, beta = (
-            torch.from_numpy(values).to(saliency)[classes][..., None, None] for values in (self.alpha, self.beta)
+            torch.from_numpy(values).to(saliency)[classes][(..., *cells)] for values in (self.alpha, self.beta)
         )
         linear = torch.addcmul(beta, alpha, saliency)
         return linear.tanh_() if self.kind == "tanh" else linear
@@ -69,16 +70,20 @@ class CommonScale:
         return np.asarray((linear - self.beta[index]) / self.alpha[index])
 
 
-def individual(saliency: Tensor) -> Tensor:
-    """Each map [..., H, W] by itself to [0, 1]: positive part, minimum to 0, maximum to 1. A flat map is 0."""
+def individual(saliency: Tensor, *, axes: int) -> Tensor:
+    """Each map by itself to [0, 1]: positive part, minimum to 0, maximum to 1. A flat map is 0.
+
+    A map is what lies in the last `axes` axes: 2, or 3 of volumes.
+    """
     positive = saliency.relu()
-    low = positive.amin((-2, -1), keepdim=True)
-    span = positive.amax((-2, -1), keepdim=True) - low
+    cells = tuple(range(-axes, 0))
+    low = positive.amin(cells, keepdim=True)
+    span = positive.amax(cells, keepdim=True) - low
     return (positive - low) / torch.where(span > 0, span, torch.ones_like(span))
 
 
 def resized(saliency: Tensor, size: tuple[int, ...]) -> Tensor:
-    """[B,T,h,w] maps at another size, bilinear, cell centres kept in place."""
-    if tuple(saliency.shape[-2:]) == size:
+    """[B,T,h,w] maps, or [B,T,d,h,w], at another size, linear along each axis, cell centres kept in place."""
+    if tuple(saliency.shape[2:]) == size:
         return saliency
-    return interpolate(saliency, size, mode="bilinear", align_corners=False)
+    return interpolate(saliency, size, mode={2: "bilinear", 3: "trilinear"}[len(size)], align_corners=False)

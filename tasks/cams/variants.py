@@ -13,13 +13,13 @@ from tasks.cams.scaling import CommonScale, individual
 from tasks.cams.weights import Weights
 from tasks.classifier import Classifier
 
-_LARGEST = torch.finfo(torch.float16).max
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """maps: method -> float16 [B,T,H,W], values beyond float16's range at its ends; sums: `<variant>.<scale>` ->
-    float64 [B,T], from the float32 maps. NaN where there is no map."""
+    """maps: method -> [B,T,H,W], of volumes [B,T,D,H,W], in the method's dtype, values beyond its range at its ends;
+    sums: `<variant>.<scale>` -> float64 [B,T], from the float32 maps. NaN where there is no map."""
 
     maps: dict[str, Tensor]
     sums: dict[str, Tensor]
@@ -48,19 +48,27 @@ class Variant:
         return weights if self.mask is None else weights.masked(self.mask[classes.clamp(min=0)])
 
     def draw(self, saliency: Tensor, classes: Tensor) -> Drawn:
-        """Maps and sums of signed saliency [B,T,H,W], for classes [T] or [B,T]; -1 stands for none."""
+        """Maps and sums of signed saliency [B,T,*size], for classes [T] or [B,T]; -1 stands for none."""
+        axes = saliency.ndim - 2
+        cells = tuple(range(2, saliency.ndim))
         some = classes.clamp(min=0)
         missing = classes < 0 if self.mask is None else (classes < 0) | ~self.mask[some].any(-1)
+        absent = missing[(..., *[None] * axes)]
         maps = {"raw": saliency} | {kind: scale.apply(saliency, some) for kind, scale in self.common.items()}
-        sums = {scale: values.sum((-2, -1), dtype=torch.float64) for scale, values in maps.items()}
-        sums["individual"] = individual(saliency).sum((-2, -1), dtype=torch.float64)
+        sums = {scale: values.sum(cells, dtype=torch.float64) for scale, values in maps.items()}
+        sums["individual"] = individual(saliency, axes=axes).sum(cells, dtype=torch.float64)
         return Drawn(
             {
-                method: maps[scale].clamp(-_LARGEST, _LARGEST).half().masked_fill_(missing[..., None, None], torch.nan)
+                method: _held(maps[scale], MethodName.parse(method).dtype).masked_fill(absent, torch.nan)
                 for method, scale in self.stored.items()
             },
             {f"{self.name}.{scale}": sums[scale].masked_fill_(missing, torch.nan) for scale in self.scales},
         )
+
+
+def _held(maps: Tensor, dtype: str) -> Tensor:
+    limits = torch.finfo(_DTYPES[dtype])
+    return maps.clamp(limits.min, limits.max).to(_DTYPES[dtype])
 
 
 def variants_of(

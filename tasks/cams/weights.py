@@ -1,7 +1,7 @@
 """Gradients and CAM weights of many classes at once, without the tensor [B,C,F,h,w] where it factors.
 
 Both forms answer the same questions, so a CAM rule is written once for either. Axes are named in suffixes:
-b image, t class column, f feature, h w cells; a weight that is the same in all cells has h = w = 1.
+b image, t class column, f feature, h w cells, of a volume d h w; a weight that is the same in all cells has sides of 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_CELLS = (-2, -1)
+_BY_CELL = 2  # axes in front of the cells of by_cell and A [B,F,h,w]
+_DENSE = 3  # and of weights [B,T,F,h,w]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ class Separable:
 
     def averaged(self) -> Self:
         """Mean over cells."""
-        return type(self)(self.by_class, self.by_cell.mean(_CELLS, keepdim=True))
+        return type(self)(self.by_class, self.by_cell.mean(_cells(self.by_cell), keepdim=True))
 
     def averaged_by(self, activation: Tensor, eps: float) -> Self:
         """Mean over cells, each cell counting with its activation [B,F,h,w]."""
-        weighted = (self.by_cell * activation).sum(_CELLS, keepdim=True)
-        return type(self)(self.by_class, weighted / (activation.sum(_CELLS, keepdim=True) + eps))
+        axes = _cells(activation)
+        weighted = (self.by_cell * activation).sum(axes, keepdim=True)
+        return type(self)(self.by_class, weighted / (activation.sum(axes, keepdim=True) + eps))
 
     def masked(self, mask: Tensor) -> Self:
         """Only the features of mask [T,F] or [B,T,F]."""
@@ -51,12 +53,13 @@ class Separable:
 
     def dense(self) -> "Dense":
         """The same weights multiplied out."""
-        return Dense(self.by_class[..., None, None] * self.by_cell[:, None])
+        return Dense(_widened(self.by_class, self.by_cell.ndim - _BY_CELL) * self.by_cell[:, None])
 
     def of_image(self, image: int, columns: slice) -> Tensor:
         """[T,F,h|1,w|1] of one image and some class columns."""
         by_class = (self.by_class if self.by_class.ndim == 2 else self.by_class[image])[columns]
-        return by_class[..., None, None] * self.by_cell[image if len(self.by_cell) > 1 else 0]
+        by_cell = self.by_cell[image if len(self.by_cell) > 1 else 0]
+        return _widened(by_class, by_cell.ndim - 1) * by_cell
 
     def saliency(self, activation: Tensor) -> Tensor:
         """Sum over features of weight times activation [B,F,h,w] -> signed [B,T,h,w]."""
@@ -66,16 +69,17 @@ class Separable:
 
     def totals(self, activation: Tensor) -> Self:
         """Weighted activation summed over cells, as weights of one cell."""
-        if self.by_cell.shape[-2:] == (1, 1):
-            return type(self)(self.by_class, self.by_cell * activation.sum(_CELLS, keepdim=True))
-        return type(self)(self.by_class, (self.by_cell * activation).sum(_CELLS, keepdim=True))
+        axes = _cells(activation)
+        if _same_everywhere(self.by_cell, _BY_CELL):
+            return type(self)(self.by_class, self.by_cell * activation.sum(axes, keepdim=True))
+        return type(self)(self.by_class, (self.by_cell * activation).sum(axes, keepdim=True))
 
     def summed(self, counted: Tensor | None) -> Tensor:
         """Totals summed over images -> float64 [F,T]; counted [B,T] says which image counts for which class."""
-        by_image = self.by_cell[:, :, 0, 0].double()
+        by_image = self.by_cell.flatten(_BY_CELL)[..., 0].double()
         by_class = self.by_class.double()
         if by_class.ndim == 3:
-            return Dense((by_class * by_image[:, None])[..., None, None]).summed(counted)
+            return Dense((by_class * by_image[:, None])[..., None]).summed(counted)
         if counted is None:
             return (by_class * by_image.sum(0)).T
         return (by_class * (counted.double().T @ by_image)).T
@@ -91,21 +95,21 @@ class Dense:
         return Dense(self.values * factor)
 
     def times(self, factors: Tensor) -> "Dense":
-        return Dense(self.values * factors[..., None, None])
+        return Dense(self.values * _widened(factors, self.values.ndim - _DENSE))
 
     def rectified(self) -> "Dense":
         return Dense(self.values.relu())
 
     def averaged(self) -> "Dense":
-        return Dense(self.values.mean(_CELLS, keepdim=True))
+        return Dense(self.values.mean(_cells(self.values, _DENSE), keepdim=True))
 
     def averaged_by(self, activation: Tensor, eps: float) -> "Dense":
-        weighted = (self.values * activation[:, None]).sum(_CELLS, keepdim=True)
-        return Dense(weighted / (activation.sum(_CELLS, keepdim=True)[:, None] + eps))
+        weighted = (self.values * activation[:, None]).sum(_cells(self.values, _DENSE), keepdim=True)
+        return Dense(weighted / (activation.sum(_cells(activation), keepdim=True)[:, None] + eps))
 
     def masked(self, mask: Tensor) -> "Dense":
         """Only the features of mask [T,F] or [B,T,F]."""
-        return Dense(self.values * mask[..., None, None])
+        return self.times(mask)
 
     def dense(self) -> "Dense":
         return self
@@ -114,17 +118,19 @@ class Dense:
         return self.values[image, columns]
 
     def saliency(self, activation: Tensor) -> Tensor:
-        if self.values.shape[-2:] == (1, 1):
-            return _mix(self.values[..., 0, 0], activation)
-        return torch.einsum("btfhw,bfhw->bthw", self.values, activation)
+        if _same_everywhere(self.values, _DENSE):
+            return _mix(self.values.flatten(_DENSE)[..., 0], activation)
+        mixed = torch.einsum("btfn,bfn->btn", self.values.flatten(_DENSE), activation.flatten(_BY_CELL))
+        return mixed.reshape(*mixed.shape[:2], *activation.shape[_BY_CELL:])
 
     def totals(self, activation: Tensor) -> "Dense":
-        if self.values.shape[-2:] == (1, 1):
-            return Dense(self.values * activation.sum(_CELLS, keepdim=True)[:, None])
-        return Dense(torch.einsum("btfhw,bfhw->btf", self.values, activation)[..., None, None])
+        if _same_everywhere(self.values, _DENSE):
+            return Dense(self.values * activation.sum(_cells(activation), keepdim=True)[:, None])
+        totals = torch.einsum("btfn,bfn->btf", self.values.flatten(_DENSE), activation.flatten(_BY_CELL))
+        return Dense(_widened(totals, activation.ndim - _BY_CELL))
 
     def summed(self, counted: Tensor | None) -> Tensor:
-        totals = self.values[..., 0, 0].double()
+        totals = self.values.flatten(_DENSE)[..., 0].double()
         if counted is None:
             return totals.sum(0).T
         return (totals * counted[..., None]).sum(0).T
@@ -152,24 +158,38 @@ def powers(gradients: Sequence[Weights], cells: int) -> Iterator[Powers]:
     separable = [gradient for gradient in gradients if isinstance(gradient, Separable)]
     if len(separable) < len(gradients):
         values = torch.stack([gradient.dense().values for gradient in gradients])
-        yield Powers(values.mean(0), (values**2).mean(0), (values**3).mean(0), float(_repeats(values, cells)))
+        yield Powers(
+            values.mean(0), (values**2).mean(0), (values**3).mean(0), float(cells // values[0, 0, 0, 0].numel())
+        )
         return
     by_class = separable[0].by_class
     by_class = by_class if by_class.ndim == 3 else by_class[None]
-    slope = by_class[..., None, None] * torch.stack([gradient.by_cell.amax() for gradient in separable]).amax()
     standing = torch.stack([gradient.by_cell > 0 for gradient in separable]).sum(0)
+    largest = torch.stack([gradient.by_cell.amax() for gradient in separable]).amax()
+    slope = _widened(by_class, standing.ndim - _BY_CELL) * largest
+    repeats = float(cells // standing[0, 0].numel())
     for count in range(1, len(separable) + 1):
         share = count / len(separable)
-        where = (standing == count).sum(_CELLS, keepdim=True)[:, None] * float(_repeats(standing, cells))
+        where = (standing == count).sum(_cells(standing), keepdim=True)[:, None] * repeats
         yield Powers(slope * share, slope**2 * share, slope**3 * share, where)
 
 
-def _repeats(values: Tensor, cells: int) -> int:
-    """How many cells of the activation one cell of values stands for."""
-    return cells // (values.shape[-2] * values.shape[-1])
+def _cells(values: Tensor, leading: int = _BY_CELL) -> tuple[int, ...]:
+    """The axes of cells: those behind the leading ones."""
+    return tuple(range(leading, values.ndim))
+
+
+def _widened(values: Tensor, axes: int) -> Tensor:
+    """With so many axes of length 1 behind."""
+    return values[(..., *[None] * axes)]
+
+
+def _same_everywhere(values: Tensor, leading: int) -> bool:
+    """Whether one weight holds for all cells."""
+    return all(side == 1 for side in values.shape[leading:])
 
 
 def _mix(weights: Tensor, features: Tensor) -> Tensor:
     """[T,F] or [B,T,F] times [B,F,h,w] -> [B,T,h,w]."""
-    mixed = torch.matmul(weights, features.flatten(2))
-    return mixed.reshape(*mixed.shape[:-1], *features.shape[-2:])
+    mixed = torch.matmul(weights, features.flatten(_BY_CELL))
+    return mixed.reshape(*mixed.shape[:-1], *features.shape[_BY_CELL:])

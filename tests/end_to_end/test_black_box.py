@@ -45,7 +45,7 @@ def audited(folder: Path) -> tuple[Path, str]:
 
 def test_every_image_has_its_maps_on_the_grid_of_glas(audited: tuple[Path, str]) -> None:
     maps = zarr.open_group(audited[0] / "maps.zarr", mode="r")
-    assert set(maps.array_keys()) == {*_METHODS, "classes"}
+    assert set(maps.array_keys()) == {*_METHODS, "rglas-steps", "classes"}
     for method in _METHODS:
         values = np.asarray(maps[method], np.float32)
         assert values.shape == (_IMAGES, 2, 15, 15)

@@ -16,7 +16,7 @@ from examples.digits.canvases import draw, read_digits
 from examples.digits.digits_model import factory, preprocess
 from examples.digits.training import normalised
 from storage.decode import decode_image
-from tasks.glas import Glas, fuse, look, rglas
+from tasks.glas import Glas, Recursive, fuse, look, rglas
 from workflows.configuration_file import load
 from workflows.models import build_classifier, describe, fetch_model
 
@@ -181,7 +181,7 @@ def test_recursive_light_and_shadow_find_both_digits_of_a_canvas(held_out):
     for value in range(10):
         one, other = _apart(canvases.boxes, np.flatnonzero(values == value))
         both = np.maximum(canvases.pixels[one], canvases.pixels[other])
-        search = rglas(predict, normalised(both[None])[0], preprocess.dark, value, Glas(10), step=64)
+        search = rglas(predict, normalised(both[None])[0], preprocess.dark, value, Recursive(Glas(10)), step=64)
         saliency, outside = search.saliency.numpy(), np.ones((64, 64), bool)
         inside = []
         for x0, y0, x1, y1 in canvases.boxes[[one, other]]:

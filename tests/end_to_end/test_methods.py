@@ -40,7 +40,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_method_has_a_map_of_every_image_and_class(audited: tuple[Path, str]) -> None:
     maps = zarr.open_group(audited[0] / "maps.zarr", mode="r")
-    assert set(maps.array_keys()) == {*_METHODS, "classes"}
+    assert set(maps.array_keys()) == {*_METHODS, "rglas-steps", "classes"}
     for method in _METHODS:
         values = np.asarray(maps[method], np.float32)
         assert values.shape == (_IMAGES, 2, 8, 8)

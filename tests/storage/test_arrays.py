@@ -73,6 +73,21 @@ def test_arrays_keep_their_axes_and_what_they_mean(tmp_path: Path) -> None:
     assert opened["all"].attrs["meaning"] == "synthetic"
 
 
+def test_volumes_and_the_steps_of_a_method_have_axes_of_their_own(tmp_path: Path) -> None:
+    run = Objects(str(tmp_path))
+    plan = MapsPlan(5, 2, 3, (4, 6, 5), ("glas",), {"rglas-steps": 7}, ("glas",))
+    create_maps(run, plan, dict.fromkeys(("glas", "rglas-steps"), "synthetic"), {})
+    volumes = np.random.default_rng(0).normal(size=(2, 3, 4, 6, 5)).astype(np.float32)
+    steps = np.random.default_rng(1).normal(size=(2, 3, 7, 4, 6, 5)).astype(np.float16)
+    write_maps(run, 2, {"glas": volumes, "rglas-steps": steps}, np.zeros((2, 3), np.int32))
+    opened = xarray.open_zarr(tmp_path / "maps.zarr", consolidated=False)
+    assert opened["glas"].dims == ("image", "target", "z", "y", "x")
+    assert opened["rglas-steps"].dims == ("image", "target", "step", "z", "y", "x")
+    np.testing.assert_array_equal(opened["glas"][2:4], volumes)
+    np.testing.assert_array_equal(opened["rglas-steps"][2:4], steps)
+    assert plan.bytes() == 5 * 3 * 4 * 6 * 5 * (4 + 2 * 7)
+
+
 def test_small_maps_share_an_inner_chunk_and_large_ones_do_not() -> None:
-    assert MapsPlan(10, 4, 1000, (7, 7), ("grad-cam",)).chunk_targets() == 334
-    assert MapsPlan(10, 4, 1000, (224, 224), ("grad-cam",)).chunk_targets() == 1
+    assert MapsPlan(10, 4, 1000, (7, 7), ("grad-cam",)).chunk_targets("grad-cam") == 334
+    assert MapsPlan(10, 4, 1000, (224, 224), ("grad-cam",)).chunk_targets("grad-cam") == 1

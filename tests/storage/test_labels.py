@@ -142,3 +142,14 @@ def test_a_name_may_be_a_folders_and_then_speaks_of_all_below_it(
 def test_a_name_that_a_file_and_another_folder_have_means_nobody_knows_which() -> None:
     found = resolve_with_folders({"1": "?"}, ["a/1/x.dcm", "b/1.dcm"])
     assert (found.by_location, found.unmatched) == ({}, 1)
+
+
+def test_two_names_of_one_file_are_both_matched() -> None:
+    found = resolve_with_folders({"a.dcm": "one", "x/a.dcm": "one", "b.dcm": "none"}, ["x/a.dcm"])
+    assert (found.by_location, found.unmatched) == ({"x/a.dcm": "one"}, 1)
+
+
+def test_a_container_may_be_named_without_its_suffix() -> None:
+    found = resolve_with_folders({"p1": "one"}, ["site/p1.zip!/a.dcm", "site/p1.zip!/b.dcm"])
+    assert found.unmatched == 0
+    assert set(found.by_location.values()) == {"one"}

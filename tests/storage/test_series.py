@@ -136,8 +136,8 @@ def test_files_that_belong_to_no_volume_are_rejected_one_by_one(tmp_path: Path) 
     assert _reasons(rejections) == {
         "a.png": f"a picture (PNG), which belongs to no volume; {ALONE}",
         "x.zip!/in.tif": f"a picture (TIFF), which belongs to no volume; {ALONE}",
-        "chest1.dcm": f"it has no position in the patient, as projection X-rays have none, and no volume; {ALONE}",
-        "chest2.dcm": f"it has no position in the patient, as projection X-rays have none, and no volume; {ALONE}",
+        "chest1.dcm": f"no position where slices have it, as X-rays and single enhanced frames; {ALONE}",
+        "chest2.dcm": f"no position where slices have it, as X-rays and single enhanced frames; {ALONE}",
         "nameless.dcm": f"its header names no series, so that it belongs to no volume; {ALONE}",
         "cine.dcm": f"colour images, which make no volume; {ALONE}",
         "time.nii": "9 volumes in one file (time points, perhaps); expected one",
@@ -268,6 +268,6 @@ def test_real_series_are_volumes_or_rejected_for_what_is_wrong_with_them() -> No
     assert reasons["98892001/CT2N/6293"] == "its slices have 2 orientations (a scout among them?)"
     assert reasons["98892003/MR700/4467"] == "its slices have 7 orientations (a scout among them?)"
     assert reasons["77654033/CT2/17106"].startswith("161 slices missing of 165")
-    assert "projection X-rays" in reasons["77654033/CR1/6154"]
+    assert "as X-rays" in reasons["77654033/CR1/6154"]
     files = [file for file in archive.files() if isinstance(file, ArchiveFile)]
     assert sum(len(row.private_slices or ()) for row in rows) + len(rejections) <= len(files)

@@ -17,7 +17,7 @@ from tasks.cams.heads import Head
 from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
 from tasks.capture import capturing
 from tasks.classifier import Classifier
-from tasks.glas import Glas
+from tasks.glas import Glas, Recursive
 from tasks.layers import resolve_layer
 from tasks.methods import GlasMap, Method, RglasMap
 from tasks.preprocess import Preprocess
@@ -36,7 +36,7 @@ QUICK_METHODS: dict[str, Method] = {
     "glas": GlasMap("fusion", Glas(3)),
     "glas-light": GlasMap("light", Glas(3)),
     "glas-shadow": GlasMap("shadow", Glas(3)),
-    "rglas": RglasMap(Glas(3), iterations=2),
+    "rglas": RglasMap(Recursive(Glas(3), iterations=2)),
     "occlusion": OcclusionMap(4, 2),
     "rise": RiseMap(20, 5),
     "lime": LimeMap(20, 4),

@@ -255,6 +255,20 @@ def test_meaningful_perturbation_finds_the_patch_that_alone_drives_the_class(pla
     assert torch.equal(found[0], found[1])
 
 
+def test_differences_between_neighbouring_cells_have_their_price():
+    noise = torch.randn(16, 16, generator=torch.Generator().manual_seed(4))
+
+    def logits(brightness):
+        return torch.stack([(brightness * noise).sum((1, 2)) / 8, torch.zeros(len(brightness))], 1)
+
+    rough = []
+    for price in (0.0, 10.0):
+        method = MeaningfulPerturbation(8, 40, l1=1e-3, tv=price)
+        found = saliency(method, of_the_image(logits), pictures(1), targets=torch.tensor([0]))[0, 0]
+        rough.append(found.diff(dim=0).abs().sum() + found.diff(dim=1).abs().sum())
+    assert rough[1] < rough[0] / 3
+
+
 def test_a_mask_that_deletes_nothing_that_matters_is_given_back():
     model = of_the_image(lambda brightness: torch.stack([brightness[:, 0, 0], torch.ones(len(brightness))], 1) * 0)
     found = saliency(MeaningfulPerturbation(4, 30), model, pictures(1), targets=torch.arange(2))

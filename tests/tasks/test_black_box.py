@@ -37,6 +37,18 @@ def explained(model, images, methods, limits=None, **settings):
     return explain_shard(model, images, names(images), some_truth(len(images)), asked, limits=limits or {}, masks={})
 
 
+@pytest.mark.parametrize("method", ["gradient", "meaningful-perturbation"])
+def test_a_model_without_a_target_layer_can_still_be_differentiated_as_a_whole(method):
+    model, images = small(deep_head()), pictures(2)
+    closed, opened = (explained(one, images, [method], targets="all", columns=5) for one in (black_box(model), model))
+    assert closed.maps[method].shape == (2, 5, 15, 15)
+    whole = [
+        explained(one, images, [method], map="input", targets="all", columns=5) for one in (black_box(model), model)
+    ]
+    np.testing.assert_array_equal(whole[0].maps[method], whole[1].maps[method])
+    assert opened.maps[method].shape == (2, 5, 4, 4)
+
+
 def test_a_black_box_is_asked_without_a_hook_or_a_graph(device):
     model = black_box(small(deep_head(), device=device))
     model.module.requires_grad_(True)
@@ -169,6 +181,16 @@ class TestProbabilities:
     def test_numbers_that_are_no_probabilities_are_refused(self, answers, task, why):
         with pytest.raises(ModelError, match=why):
             logits_of(torch.tensor(answers), task)
+
+    def test_a_probability_just_below_one_keeps_its_distance_from_it(self):
+        near = torch.tensor([[1 - 1e-6, 1e-6]])
+        torch.testing.assert_close(logits_of(near, "multi-label").sigmoid(), near, rtol=0, atol=1e-7)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_shares_in_half_precision_are_shares(self, dtype):
+        shares = torch.randn(4, 14, generator=torch.Generator().manual_seed(0)).mul(3).softmax(1).to(dtype).float()
+        assert (shares.sum(1) - 1).abs().max() > 1e-4
+        assert are_shares(shares)
 
     def test_shares_are_told_from_logits(self):
         assert are_shares(torch.tensor([[0.25, 0.75], [1.0, 0.0]]))

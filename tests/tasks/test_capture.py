@@ -143,7 +143,7 @@ def test_a_trunk_that_needs_the_plain_memory_layout_gets_it():
     ("layer", "fault"),
     [
         ("trunk.9", "does not exist"),
-        ("head.2", r"puts out \[3, 5\]; expected \[batch, features, height, width\]"),
+        ("head.2", r"puts out \[3, 5\]; expected \[batch, features, 2 sides of a grid\]"),
         ("aside", "ran 0 times"),
         ("pair", "puts out a tuple"),
     ],
@@ -172,7 +172,7 @@ def test_a_layer_that_does_not_reach_the_logits_is_an_error():
 
     module = SideArm(pooled_head())
     module.arm = nn.Conv2d(3, 4, 1)
-    with pytest.raises(ModelError, match=r"logits do not depend on model\.layer 'arm'"):
+    with pytest.raises(ModelError, match=r"logits have no gradient at model\.layer 'arm'.*model\.layer: none"):
         run(classifier(module, "arm"))
 
 

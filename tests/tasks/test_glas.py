@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from storage.errors import ModelError
-from tasks.glas import MODES, Glas, fuse, look, look_for, rglas
+from tasks.glas import MODES, Glas, Recursive, fuse, look, look_for, rglas
 from tests.tasks.small_classifiers import small
 
 DARK = torch.tensor([-1.5, 0.25, -0.5])
@@ -196,8 +196,8 @@ def test_pixels_are_pixels_along_both_sides():
 def test_rglas_finds_both_of_two_patches():
     settings = Glas(light=2.0, shadow=2.0, spatial=2.0)
     predict = Patches(UPPER_LEFT, LOWER_RIGHT)
-    found = rglas(predict, WHITE, BLACK, 1, settings, step=64)
-    once = rglas(predict, WHITE, BLACK, 1, settings, step=64, iterations=1)
+    found = rglas(predict, WHITE, BLACK, 1, Recursive(settings), step=64)
+    once = rglas(predict, WHITE, BLACK, 1, Recursive(settings, iterations=1), step=64)
     for patch in (UPPER_LEFT, LOWER_RIGHT):
         assert found.saliency[patch].mean() > 0.5
     assert found.saliency.min() == 0
@@ -211,7 +211,7 @@ def test_rglas_darkens_what_it_has_found_and_looks_for_the_next():
     settings = Glas(light=2.0, shadow=2.0, spatial=2.0)
     image = WHITE.clone()
     image[0, 30:] = 0.4
-    found = rglas(Patches(UPPER_LEFT, LOWER_RIGHT), image, BLACK, 1, settings, step=64)
+    found = rglas(Patches(UPPER_LEFT, LOWER_RIGHT), image, BLACK, 1, Recursive(settings), step=64)
     assert found.steps[0][LOWER_RIGHT].mean() < 0.5
     assert found.steps[1][LOWER_RIGHT].mean() > 0.5
     assert found.steps[1][UPPER_LEFT].mean() < 0.5
@@ -220,7 +220,7 @@ def test_rglas_darkens_what_it_has_found_and_looks_for_the_next():
 @pytest.mark.parametrize("seed", range(3))
 def test_search_points_are_only_ever_removed(seed):
     module = small(seed=seed).module
-    found = rglas(lambda inputs: module(inputs).softmax(1), some_image(), DARK, 0, FEW, step=64)
+    found = rglas(lambda inputs: module(inputs).softmax(1), some_image(), DARK, 0, Recursive(FEW), step=64)
     assert len(found.alive) == len(found.steps) <= 10
     assert all(later <= earlier for earlier, later in zip((16, *found.alive), found.alive, strict=False))
     assert found.alive[0] < 16
@@ -234,7 +234,7 @@ def test_rglas_ends_under_a_constant_classifier(level, points):
     def constant(inputs):
         return torch.full((len(inputs), 2), level)
 
-    found = rglas(constant, some_image(), DARK, 1, replace(FEW, points=points), step=64)
+    found = rglas(constant, some_image(), DARK, 1, Recursive(replace(FEW, points=points)), step=64)
     assert found.saliency.isfinite().all()
     assert found.stopped == ("ratio" if level < 0.01 else "no-points")
 
@@ -242,23 +242,23 @@ def test_rglas_ends_under_a_constant_classifier(level, points):
 def test_rglas_ends_where_every_map_is_flat():
     """Without lambda nothing is left of a constant classifier's shadow."""
     settings = replace(FEW, offset=0.0)
-    found = rglas(lambda inputs: torch.full((len(inputs), 2), 0.5), some_image(), DARK, 1, settings, step=64)
+    found = rglas(lambda inputs: torch.full((len(inputs), 2), 0.5), some_image(), DARK, 1, Recursive(settings), step=64)
     assert (found.stopped, found.alive) == ("iterations", (16,) * 10)
     assert not found.saliency.any()
 
 
 def test_rglas_stops_for_the_reason_it_gives():
     predict, settings = Patches(UPPER_LEFT), Glas(points=5, light=2.0, shadow=2.0, spatial=2.0)
-    assert rglas(predict, WHITE, BLACK, 1, settings, step=64, ratio=1e-6).stopped == "ratio"
-    found = rglas(predict, WHITE, BLACK, 1, settings, step=64, ratio=1e6, reach=0.0)
+    assert rglas(predict, WHITE, BLACK, 1, Recursive(settings, ratio=1e-6), step=64).stopped == "ratio"
+    found = rglas(predict, WHITE, BLACK, 1, Recursive(settings, ratio=1e6, reach=0.0), step=64)
     assert (found.stopped, found.alive[-1]) == ("no-points", 0)
-    found = rglas(predict, WHITE, BLACK, 1, settings, step=64, ratio=1e6, reach=1.0, iterations=3)
+    found = rglas(predict, WHITE, BLACK, 1, Recursive(settings, ratio=1e6, reach=1.0, iterations=3), step=64)
     assert (found.stopped, found.alive, len(found.steps)) == ("iterations", (25, 25, 25), 3)
 
 
 def test_a_point_at_the_reach_itself_stays():
     """A single point has the largest value of the map, 1."""
-    found = rglas(probabilities(), some_image(45, 45), DARK, 2, Glas(points=1), step=3, ratio=1e6, reach=1.0)
+    found = rglas(probabilities(), some_image(45, 45), DARK, 2, Recursive(Glas(points=1), ratio=1e6, reach=1.0), step=3)
     assert found.steps[0, 22, 22] == 1
     assert found.alive == (1,) * 10
 
@@ -268,7 +268,7 @@ def test_each_iteration_is_the_one_of_the_algorithm():
     predict, classes = probabilities(), torch.tensor([2])
     settings = Glas(light=2.0, shadow=2.0, spatial=2.0)
     image, level = some_image(45, 45), DARK[:, None, None]
-    found = rglas(predict, image, DARK, 2, settings, step=64, ratio=1e6, iterations=3)
+    found = rglas(predict, image, DARK, 2, Recursive(settings, ratio=1e6, iterations=3), step=64)
     alive, total, reached = torch.ones(15, 15).bool(), torch.zeros(45, 45), []
     for saliency, count in zip(found.steps, found.alive, strict=True):
         (fused,) = fuse(look(predict, image, DARK, settings, step=64), classes, (45, 45), settings, alive=alive)
@@ -283,7 +283,7 @@ def test_each_iteration_is_the_one_of_the_algorithm():
     torch.testing.assert_close(found.saliency, (total - total.min()) / (total.max() - total.min()))
     largest = max(reached)
     above, below = (
-        rglas(predict, some_image(45, 45), DARK, 2, settings, step=64, ratio=largest * factor, iterations=3)
+        rglas(predict, some_image(45, 45), DARK, 2, Recursive(settings, ratio=largest * factor, iterations=3), step=64)
         for factor in (1.001, 0.999)
     )
     assert above.stopped == "iterations"
@@ -333,7 +333,7 @@ def test_without_a_coarse_grid_looking_for_a_class_is_looking():
         ({"shadow": -1.0}, "shadow: expected a sigma above 0"),
         ({"spatial": float("nan")}, "spatial: expected a sigma above 0, got nan"),
         ({"light": float("inf")}, "light: expected a sigma above 0, got inf"),
-        ({"unit": "mm"}, "unit: expected one of cell, pixel, fraction, got 'mm'"),
+        ({"unit": "inch"}, "unit: expected one of cell, pixel, fraction, mm, got 'inch'"),
         ({"offset": -1e-5}, "offset: expected 0 or a small number above it"),
         ({"coarse": 4}, r"coarse: expected a divisor of points \(15\)"),
         ({"coarse": 15}, "coarse: expected a divisor"),
@@ -356,7 +356,7 @@ def test_bad_settings_are_refused(options, message):
 )
 def test_bad_limits_of_the_recursion_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        rglas(probabilities(), some_image(), DARK, 0, FEW, step=16, **options)
+        Recursive(FEW, **options)
 
 
 def test_what_does_not_fit_together_is_refused():

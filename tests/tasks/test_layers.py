@@ -62,7 +62,7 @@ def test_the_gradient_reaches_every_patch_at_vits_layer_and_none_behind_it():
     images = torch.randn(2, 3, 64, 64)
     target = resolve_layer(module, "auto", images)
     assert target.name == "encoder.layers.encoder_layer_1.ln_1"
-    assert target.reshape == TokenGrid(rows=4, columns=4, prefix=1)
+    assert target.reshape == TokenGrid((4, 4), prefix=1)
     assert target.reshape(gradient_at(module, images, target.name)).abs().amax(1).gt(0).all()
     last = resolve_layer(module, "encoder.layers.encoder_layer_1", images)
     assert last.reshape(gradient_at(module, images, last.name)).abs().max() == 0
@@ -70,7 +70,7 @@ def test_the_gradient_reaches_every_patch_at_vits_layer_and_none_behind_it():
 
 def test_tokens_go_to_the_cell_of_their_patch():
     tokens = torch.arange(7.0).reshape(1, 7, 1)
-    grid = TokenGrid(rows=2, columns=3, prefix=1)(tokens)
+    grid = TokenGrid((2, 3), prefix=1)(tokens)
     assert grid.tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
 
 
@@ -112,7 +112,7 @@ class Odd(nn.Module):
         ("unused", "puts out no tensor in a forward"),
         ("relu", "runs 2 times in a forward"),
         ("pool", "a single cell"),
-        ("flatten", r"puts out \[2, 4\]; expected \[batch, features, height, width\]"),
+        ("flatten", r"puts out \[2, 4\]; expected \[batch, features, sides of a grid\]"),
     ],
 )
 def test_a_layer_that_cannot_be_explained_is_refused_with_the_reason_and_the_candidates(layer, reason):

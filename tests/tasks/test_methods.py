@@ -8,7 +8,7 @@ import torch
 
 from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings, explain_shard
-from tasks.glas import Glas, fuse, look, rglas
+from tasks.glas import Glas, Recursive, fuse, look, rglas
 from tasks.methods import METHODS, GlasMap, RglasMap
 from tasks.profile import ProfileSettings, Truth, profile_shard
 from tests.tasks.small_classifiers import deep_head, names, pictures, pixels, small, some_truth
@@ -18,7 +18,7 @@ RULES = {
     "glas": GlasMap("fusion", GLAS),
     "glas-light": GlasMap("light", GLAS),
     "glas-shadow": GlasMap("shadow", GLAS),
-    "rglas": RglasMap(GLAS, iterations=2),
+    "rglas": RglasMap(Recursive(GLAS, iterations=2)),
 }
 
 
@@ -50,7 +50,9 @@ def test_recursive_maps_are_searched_for_each_class():
     found = explained(model, images, ExplainSettings((MethodName("rglas"),), (1, 4), 2, map="input", rules=RULES))
     for index, image in enumerate(pixels(model, images)):
         for column, target in enumerate((1, 4)):
-            expected = rglas(predict_of(model), image, torch.full((3,), -2.0), target, GLAS, step=2, iterations=2)
+            expected = rglas(
+                predict_of(model), image, torch.full((3,), -2.0), target, Recursive(GLAS, iterations=2), step=2
+            )
             np.testing.assert_allclose(found.maps["rglas"][index, column], expected.saliency, rtol=2e-3, atol=1e-3)
 
 
@@ -74,6 +76,16 @@ def test_levels_of_a_method_without_features_are_profiled_and_scale_its_map():
     low, high = (np.quantile(found.maps["s-glas"].astype(np.float64), q, axis=(0, 2, 3)) for q in (0.1, 0.9))
     np.testing.assert_allclose(low, 0.1, atol=0.06)
     np.testing.assert_allclose(high, 0.9, atol=0.06)
+
+
+def test_raw_maps_of_a_class_that_is_all_but_impossible_are_not_rounded_to_nothing():
+    model, images = small(), pictures(2)
+    model.module.head[2].bias.data[3] = -40.0
+    methods = (MethodName("glas"), MethodName("grad-cam"))
+    found = explained(model, images, ExplainSettings(methods, (3,), 1, rules=METHODS | RULES))
+    assert found.maps["glas"].dtype == np.float32
+    assert found.maps["grad-cam"].dtype == np.float16
+    assert 0 < found.maps["glas"].max() < 6e-8  # what float16 holds
 
 
 def test_a_method_whose_levels_are_not_known_has_its_own_sums_only():

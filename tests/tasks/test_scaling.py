@@ -69,12 +69,12 @@ def test_a_scale_that_does_not_exist_is_refused():
 def test_an_individual_scale_keeps_the_positive_part_from_zero_to_one():
     maps = torch.tensor([[[-3.0, 0.0], [1.0, 4.0]], [[2.0, 4.0], [3.0, 6.0]]])
     expected = torch.tensor([[[0.0, 0.0], [0.25, 1.0]], [[0.0, 0.5], [0.25, 1.0]]])
-    assert torch.equal(individual(maps), expected)
+    assert torch.equal(individual(maps, axes=2), expected)
 
 
 @pytest.mark.parametrize("level", [-2.0, 0.0, 5.0])
 def test_a_flat_map_is_nothing_on_its_own_scale(level):
-    assert torch.equal(individual(torch.full((1, 3, 3), level)), torch.zeros(1, 3, 3))
+    assert torch.equal(individual(torch.full((1, 3, 3), level), axes=2), torch.zeros(1, 3, 3))
 
 
 def test_resizing_keeps_cell_centres_in_place():

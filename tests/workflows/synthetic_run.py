@@ -137,6 +137,7 @@ def _catalogue(recipe: Recipe) -> pa.Table:
             "patient": [f"{index // 2:032x}" for index in range(count)],
             "format": ["png" if index % 4 == 0 else "dicom" for index in range(count)],
             "modality": [None if index % 4 == 0 else ("DX" if index % 3 else "CR") for index in range(count)],
+            "depth": pa.array([1] * count, pa.int32()),
             "height": pa.array([1024 + 8 * (index % 5) for index in range(count)], pa.int32()),
             "width": pa.array([1024] * count, pa.int32()),
             "split": pa.array(["test"] * count),
@@ -259,6 +260,7 @@ def _exemplars(recipe: Recipe, scene: Scene, logits: Array, maps: Array, limits:
         label=label.astype(np.int8),
         picture=scene.pictures[rows_k],
         cam=maps[rows_k, classes_k].astype(np.float32),
+        above=(maps[rows_k, classes_k] > limits[classes_k, 1][:, None, None]).mean((1, 2)).astype(np.float32),
         base=np.array("grad-cam"),
         limits=limits[classes_k].astype(np.float64),
     )

@@ -3,14 +3,18 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from storage.errors import ConfigurationError
+from tasks.atlas import Regions
 from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.methods import METHODS
+from tasks.search_points import Field
 from workflows.configuration import Configuration, check
 from workflows.models import ModelDescription
-from workflows.plan import Plan, Stage, _extra
-from workflows.survey import ArchiveFacts, Settings, rules_of, settle
+from workflows.plan import Plan, Stage, further_forwards
+from workflows.rules import rules_of
+from workflows.survey import ArchiveFacts, Settings, settle
 
 _CLASSES = ("Mass", "Nodule", "Hernia")
 _MODEL = ModelDescription(
@@ -86,6 +90,63 @@ def test_map_size_is_the_layers_the_inputs_or_given(size: object, expected: tupl
     assert settle(_asked(map=size), _MODEL, _FACTS).maps.size == expected
 
 
+def test_a_map_size_of_another_number_of_sides_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"explain.map: \[4, 32, 40\]; the model's input has 2 sides"):
+        settle(_asked(map=[4, 32, 40]), _MODEL, _FACTS)
+
+
+def test_the_iterations_of_rglas_have_maps_too() -> None:
+    maps = settle(_asked(methods=["rglas"], glas={"iterations": 4}), _MODEL, _FACTS).maps
+    assert maps.steps == {"rglas-steps": 4}
+    assert maps.bytes() == 5 * maps.method_bytes("rglas")
+
+
+@pytest.mark.parametrize(
+    ("bases", "glas", "forwards"),
+    [
+        (["grad-cam"], {}, 0),
+        (["glas", "glas-light", "glas-shadow"], {}, 451),  # one look for the three, and for all classes
+        (["glas", "rglas"], {"points": 2, "iterations": 3}, 9 + 5 * 3 * 10),
+        # A coarse look, and a closer one that each class has for itself.
+        (["glas"], {"coarse": 5, "share": 0.2}, 51 + 5 * (2 * 5 * 9 + 1)),
+        (["score-cam", "glas"], {"points": 1}, 2048 + 3),
+    ],
+)
+def test_further_forwards_are_those_that_methods_and_classes_do_not_share(
+    bases: list[str], glas: dict[str, object], forwards: int
+) -> None:
+    rules = rules_of(_asked(glas=glas).explain, bases)
+    assert further_forwards(rules, bases, _MODEL, 5) == forwards
+
+
+def test_search_points_of_a_volume_are_a_cube() -> None:
+    rules = rules_of(_asked(glas={"points": 3}).explain, ["glas"], axes=3)
+    assert further_forwards(rules, ["glas"], _MODEL, 1) == 2 * 27 + 1
+
+
+def test_sigmas_in_mm_are_refused_where_no_image_says_how_large_it_is() -> None:
+    asked = _asked(methods=["glas"], glas={"unit": "mm"})
+    with pytest.raises(ConfigurationError, match=r"explain\.glas\.unit: mm needs images"):
+        settle(asked, _MODEL, _FACTS)
+    settle(asked, _MODEL, replace(_FACTS, spaced=1))
+    settle(_asked(methods=["grad-cam"], glas={"unit": "mm"}), _MODEL, _FACTS)
+
+
+def test_an_atlas_that_no_volume_lies_in_is_refused() -> None:
+    model = replace(_MODEL, native=(4, 4, 4), input=(8, 8, 8))
+    regions = Regions(("one",), torch.ones(1, 8, 8, 8), Field((8, 8, 8), (1.0, 1.0, 1.0)), "digest")
+    facts = replace(_FACTS, spaced=_FACTS.images, sides=frozenset({(8, 8, 9)}))
+    with pytest.raises(ConfigurationError, match=r"explain\.atlas: it has 8 x 8 x 8 voxels, and no volume"):
+        settle(_asked(), model, facts, regions)
+    settle(_asked(), model, replace(facts, spaced=3), regions)  # the others may be multi-frame files
+    settle(_asked(), model, replace(facts, sides=frozenset({(8, 8, 9), (8, 8, 8)})), regions)
+
+
+def test_a_coarse_grid_that_does_not_fit_is_refused_with_the_key() -> None:
+    with pytest.raises(ConfigurationError, match=r"explain\.glas\.coarse: expected a divisor of points \(15\)"):
+        rules_of(_asked(glas={"coarse": 4}).explain, ["glas"])
+
+
 def _methods(*names: str, **baselines: object) -> Settings:
     return settle(_asked(methods=list(names), targets="all", baselines=baselines), _MODEL, _FACTS)
 
@@ -95,7 +156,9 @@ def test_what_classes_share_is_counted_once_and_the_rest_for_each_class() -> Non
         "rise", "lime", "occlusion", "gradient", "meaningful-perturbation", "rglas", "glas", "glas-light"
     )
     shared = 2000 + 1000 + (13**2 + 1) + 451
-    assert _extra(settings, settings.explain.rules, _MODEL, 3) == shared + 3 * (2 + 2 * 300 + 10 * 452)
+    assert further_forwards(settings.explain.rules, settings.explain.rules, _MODEL, 3) == shared + 3 * (
+        2 + 2 * 300 + 10 * 452
+    )
 
 
 def test_what_is_configured_of_the_baselines_is_what_they_do() -> None:

@@ -23,14 +23,14 @@ ungraded, factory = Ungraded, DigitsNet
 """
 
 
-def _asked(folder: Path, *methods: str, factory: str = "factory") -> Configuration:
+def _asked(folder: Path, *methods: str, factory: str = "factory", **model: object) -> Configuration:
     name = f"model_of_{folder.name.replace('-', '_')}"
     (folder / f"{name}.py").write_text(_MODEL)
     return check(
         {
             "run": "run",
             "archive": {"location": "archive"},
-            "model": {"source": f"python:{name}.{factory}"},
+            "model": {"source": f"python:{name}.{factory}", **model},
             "explain": {"methods": list(methods)},
         }
     )
@@ -65,3 +65,34 @@ def test_a_method_whose_package_is_not_installed_is_refused_with_the_way_to_get_
     with pytest.raises(ConfigurationError, match=rf"explain.methods: {named} .*pip install 'lucency\[baselines\]'"):
         load_model(_asked(tmp_path, "rise", method), str(tmp_path))
     load_model(_asked(tmp_path, "rise", "gradient", "meaningful-perturbation"), str(tmp_path))
+
+
+def test_without_a_layer_a_model_is_only_asked_or_differentiated_as_a_whole(tmp_path: Path) -> None:
+    methods = ("glas", "s-glas", "lime", "gradient", "meaningful-perturbation")
+    loaded = load_model(_asked(tmp_path, *methods, layer="none"), str(tmp_path))
+    assert (loaded.description.head, loaded.description.features) == ("black-box", 0)
+    with pytest.raises(
+        ConfigurationError, match=r"s-grad-cam: this needs a target layer.*Methods that need none: glas"
+    ):
+        load_model(_asked(tmp_path, "glas", "s-grad-cam", layer="none"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "told"),
+    [
+        ("onnx:m.onnx", {"server": {"plaintext": True}}, r"model\.server: only a served model"),
+        ("torchscript:m.pt", {"output_name": "y", "trust": "pickle"}, r"model\.output_name: .* no name"),
+        ("onnx:m.onnx", {"layer": "layer4"}, r"model\.layer: .* no layer"),
+    ],
+)
+def test_keys_that_a_model_has_no_use_for_are_refused(source: str, model: dict[str, object], told: str) -> None:
+    asked = check(
+        {
+            "run": "run",
+            "archive": {"location": "archive"},
+            "model": {"source": source, **model},
+            "explain": {"methods": ["glas"]},
+        }
+    )
+    with pytest.raises(ConfigurationError, match=told):
+        load_model(asked, None)

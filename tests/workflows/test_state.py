@@ -8,7 +8,7 @@ from storage.errors import RunError
 from workflows.configuration import Configuration, check
 from workflows.state import meaning, refuse_changes, versions
 
-_DIGESTS = {"model": "m" * 64, "archive": "a" * 64, "device": "cpu"}
+_DIGESTS = {"model": "m" * 64, "archive": "a" * 64, "atlas": "", "device": "cpu"}
 
 
 def _configuration(**changes: Any) -> Configuration:
@@ -45,6 +45,7 @@ def test_the_same_audit_goes_on() -> None:
         {"mlflow__uri": "x"},
         {"model__weights": "elsewhere/weights.pt"},  # known by its digest
         {"model__server": {"timeout": 7.0, "token_env": "TOKEN"}},
+        {"explain__atlas": {"file": "elsewhere/atlas.nii"}},  # known by its digest
     ],
 )
 def test_where_it_runs_and_how_it_is_told_may_change(change: dict[str, Any]) -> None:
@@ -69,7 +70,8 @@ def test_what_decides_the_result_is_refused_by_name(change: dict[str, Any], key:
 
 
 @pytest.mark.parametrize(
-    ("digest", "words"), [("model", "weights"), ("archive", "archive's files"), ("device", "device")]
+    ("digest", "words"),
+    [("model", "weights"), ("archive", "archive's files"), ("atlas", "atlas"), ("device", "device")],
 )
 def test_another_model_archive_or_device_is_refused_by_name(digest: str, words: str) -> None:
     with pytest.raises(RunError, match=words):

@@ -40,6 +40,7 @@ def build_report(run: Objects) -> str:
         swatches={name: data_uri(legend(*ends, width=48), lossless=True) for name, ends in _SWATCHES.items()},
         levels=[tables.level_table(results, levels, shown) for levels in results.levels],
         importance=[tables.importance_table(results, importance, shown) for importance in results.importance],
+        regions=tables.region_tables(results, shown),
         silent=int((results.active == 0).sum()),
         classes=tables.class_rows(results, shown),
         consistency=tables.consistency_rows(results),

@@ -23,7 +23,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image beside its two maps. above: the share of the picture whose level exceeds the high limit."""
+    """One image beside its two maps. above: the share of the map whose level exceeds the high limit."""
 
     kind: str
     id: str  # its beginning, enough to find it in cases.parquet
@@ -70,7 +70,7 @@ def _gallery(results: Results, exemplars: Exemplars, c: int) -> Gallery:
     members = [int(k) for k in np.flatnonzero(exemplars.classes == c)]
     limits = exemplars.limits[members[0]]
     scale = CommonScale.between(limits[None], (name,), layer=results.record.model.layer, kind="linear")
-    marks = scale.apply(torch.tensor([[[*limits, 0.0]]]), _FIRST).flatten().tolist()
+    marks = scale.apply(torch.tensor([[[[*limits, 0.0]]]]), _FIRST).flatten().tolist()
     low, high = limit_names(results.record)
     members.sort(key=lambda k: list(KINDS).index(exemplars.kinds[k]))
     return Gallery(
@@ -85,9 +85,10 @@ def _gallery(results: Results, exemplars: Exemplars, c: int) -> Gallery:
 
 def _example(exemplars: Exemplars, k: int, name: str, scale: CommonScale) -> Example:
     picture = exemplars.pictures[k]
-    saliency = resized(torch.from_numpy(exemplars.cams[k])[None, None].double(), picture.shape[:2])[0]
-    above = f"{100 * float((saliency > exemplars.limits[k, 1]).double().mean()):.0f} %"
-    own = LOW_LEVEL + (HIGHEST - LOW_LEVEL) * individual(saliency)  # the same colours, from none to the brightest
+    saliency = resized(torch.from_numpy(exemplars.cams[k])[None, None].double(), picture.shape[:2])
+    above = f"{100 * float(exemplars.above[k]):.0f} %"
+    # the same colours, from none to the brightest
+    own = LOW_LEVEL + (HIGHEST - LOW_LEVEL) * individual(saliency, axes=2)
     subject = f"{KINDS[exemplars.kinds[k]].lower()} image of class {name}"
     return Example(
         kind=KINDS[exemplars.kinds[k]],
@@ -102,4 +103,4 @@ def _example(exemplars: Exemplars, k: int, name: str, scale: CommonScale) -> Exa
 
 
 def _map(picture: Array, level: torch.Tensor, alt: str) -> Picture:
-    return Picture(data_uri(paint(picture, level[0].numpy())), alt)
+    return Picture(data_uri(paint(picture, level[0, 0].numpy())), alt)

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import PurePosixPath
 from typing import Any, Self
 
 # Listed one by one: a key that a later version adds stays private until someone puts it here.
 _PUBLIC = (
+    "archive.images",
     "archive.frames",
+    "archive.range",
+    "archive.uneven",
     "archive.window",
     "archive.caps",
     "model.layer",
@@ -15,7 +19,16 @@ _PUBLIC = (
     "model.trust",
     "model.output",
     "model.input",
-    "explain",
+    "explain.methods",
+    "explain.targets",
+    "explain.limits",
+    "explain.features",
+    "explain.perturbation",
+    "explain.glas",
+    "explain.baselines",
+    "explain.map",
+    "explain.precision",
+    "explain.border",
     "findings",
     "engine.device",
     "engine.shard_images",
@@ -30,18 +43,23 @@ _PUBLIC = (
 
 @dataclass(frozen=True, slots=True)
 class AuditedModel:
-    """The classifier as the run describes it. native and input are (height, width)."""
+    """The classifier as the run describes it. native and input are (height, width), or (depth, height, width)."""
 
     source: str
     layer: str | None  # None: a black box
     classes: tuple[str, ...]
     task: str
     features: int
-    native: tuple[int, int]
-    input: tuple[int, int]
+    native: tuple[int, ...]
+    input: tuple[int, ...]
     weights_sha256: str
     head: str  # gap-linear: global average pooling and one linear layer | autograd: anything else | black-box: unknown
     runtime: str  # what answers: torch, or what runs a black box
+
+    @property
+    def cells(self) -> int:
+        """Of a map at its native size."""
+        return prod(self.native)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,10 @@ class Importance:
 
 @dataclass(frozen=True, slots=True)
 class Exemplars:
-    """The images that the report shows, K of them. cams [K,h,w] are raw: signed, native size; limits [K,2]."""
+    """The images that the report shows, K of them. cams [K,h,w] are raw: signed, native size; limits [K,2].
+
+    above [K]: share of a map that lies over the high limit. Of volumes, pictures and cams are three planes.
+    """
 
     base: str
     ids: tuple[str, ...]
@@ -82,7 +85,20 @@ class Exemplars:
     labels: Array  # 1 labelled so, 0 labelled otherwise, -1 not known
     pictures: Array  # [K,H,W,3] uint8
     cams: Array
+    above: Array
     limits: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The saliency of an atlas' region in the maps of one method and class: mean and deviation over n images."""
+
+    method: str
+    category: str
+    name: str
+    mean: float
+    std: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +106,7 @@ class Composition:
     """What the explained part of the archive is made of: (what, images) pairs, most frequent first."""
 
     kinds: tuple[tuple[str, int], ...]
+    depths: tuple[int, int]
     heights: tuple[int, int]
     widths: tuple[int, int]
     patients: int | None
@@ -111,6 +128,7 @@ class Results:
     answered: Array  # [C] images whose answer the class is
     labelled: Array  # [C] images labelled so
     exemplars: Exemplars | None
+    regions: tuple[Region, ...]  # none without an atlas
 
     def find(self, method: str, category: str, measure: str) -> Metric | None:
         wanted = (method, category, measure)
@@ -145,6 +163,18 @@ def read_results(run: Objects) -> Results:
         answered=read_array(run, _PROFILE, "predictions/count"),
         labelled=read_array(run, _PROFILE, "labels/count"),
         exemplars=_exemplars(run),
+        regions=_regions(run),
+    )
+
+
+def _regions(run: Objects) -> tuple[Region, ...]:
+    try:
+        table = read_table(run, "regions.parquet")
+    except FileNotFoundError:
+        return ()
+    return tuple(
+        Region(row["method"], row["class"], row["region"], row["mean"], row["std"], row["n"])
+        for row in table.to_pylist()
     )
 
 
@@ -178,7 +208,7 @@ def _by_reason(rows: list[dict[str, str]]) -> tuple[RejectedCount, ...]:
 
 
 def _composition(run: Objects) -> Composition:
-    columns = ["row", "patient", "format", "modality", "height", "width", "split"]
+    columns = ["row", "patient", "format", "modality", "depth", "height", "width", "split"]
     table = read_table(run, "catalogue.parquet", columns)
     table = table.filter(pc.greater_equal(table["row"], 0))
     return Composition(
@@ -186,6 +216,7 @@ def _composition(run: Objects) -> Composition:
             (kind.upper() if modality is None else f"{kind.upper()} ({modality})", images)
             for (kind, modality), images in _counted(table, ["format", "modality"])
         ),
+        depths=_range(table["depth"]),
         heights=_range(table["height"]),
         widths=_range(table["width"]),
         patients=len(pc.unique(table["patient"].drop_null())) or None,
@@ -222,5 +253,6 @@ def _exemplars(run: Objects) -> Exemplars | None:
             labels=arrays["label"],
             pictures=arrays["picture"],
             cams=arrays["cam"],
+            above=arrays["above"],
             limits=arrays["limits"],
         )

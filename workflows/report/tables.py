@@ -11,6 +11,7 @@ from workflows.report.wording import correlation, number, percent
 
 SHOWN_CLASSES = 24  # more rows are no longer looked at; the arrays hold all of them
 _PRINCIPAL = 4
+_SHOWN_REGIONS = 5
 _STRIP_COLUMNS = 480
 _FEW = 3  # cases below which a correlation says nothing
 _SCALES = {
@@ -87,6 +88,36 @@ class ClassRow:
     probability: str
     agreement: str
     border: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRow:
+    """The regions where a class's maps are highest: name, mean and deviation between images."""
+
+    name: str
+    n: int
+    highest: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionTable:
+    method: str
+    rows: tuple[RegionRow, ...]
+
+
+def region_tables(results: Results, shown: list[int]) -> list[RegionTable]:
+    """One table a method, where there is an atlas."""
+    tables = []
+    for method in dict.fromkeys(region.method for region in results.regions):
+        rows = []
+        for name in (results.record.model.classes[c] for c in shown):
+            own = [region for region in results.regions if (region.method, region.category) == (method, name)]
+            best = sorted(own, key=lambda region: -region.mean)[:_SHOWN_REGIONS]
+            if best:
+                words = tuple((region.name, number(region.mean), number(region.std)) for region in best)
+                rows.append(RegionRow(name, best[0].n, words))
+        tables.append(RegionTable(method, tuple(rows)))
+    return tables
 
 
 def shown_classes(results: Results) -> list[int]:
