@@ -23,13 +23,13 @@ from examples.real import make as real
 from storage.decode import decode_image
 from tasks.cams.names import BASE_METHODS, MethodName
 from tasks.classifier import Classifier
-from tasks.explain import ExplainSettings, explain_shard
+from tasks.explain import STEPS, ExplainSettings, explain_shard
 from tasks.profile import ProfileSettings, Truth, profile_shard
 from workflows.configuration import Explain, Glas, Perturbation
 from workflows.configuration_baselines import Baselines
 from workflows.configuration_file import load
 from workflows.models import build_classifier, fetch_model
-from workflows.survey import rules_of
+from workflows.rules import rules_of
 
 Array = NDArray[Any]
 
@@ -98,7 +98,11 @@ def cases_of(
             picture=(picture.expand(3, -1, -1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy(),
             category=classifier.classes[done.classes[row, 0]],
             probability=float(done.probabilities[row, done.classes[row, 0]]),
-            maps={method: maps[row, 0].astype(np.float32) for method, maps in done.maps.items()},
+            maps={
+                method: maps[row, 0].astype(np.float32)
+                for method, maps in done.maps.items()
+                if not method.endswith(STEPS)
+            },
         )
         for row, (name, picture) in enumerate(zip(images, seen, strict=True))
     ]
