@@ -77,10 +77,11 @@ class MaxPooled(Scaled):
         return self.linear(activation.amax((2, 3)))
 
 
-@pytest.mark.parametrize("head", [Scaled(1e-3), MaxPooled(0)])
+@pytest.mark.parametrize("head", [lambda: Scaled(1e-2), lambda: MaxPooled(0)])
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_head_that_only_looks_linear_is_left_to_autograd(head, count):
-    model = small(head)
+    torch.manual_seed(0)  # under some weights a scaled head is linear as far as float32 can tell
+    model = small(head())
     assert recognised(model, forward_of(model, count)).name == "autograd"
 
 
