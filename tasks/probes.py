@@ -57,7 +57,7 @@ class Probes:
         self._capture = capture
         self.pixels = pixels
         self._forward = forward
-        self._names = names
+        self.names = names
         self.spacings = [None] * len(names) if spacings is None else spacings
         self.step = step
         self._known: dict[object, object] = {}
@@ -184,7 +184,7 @@ class Probes:
 
     def generator(self, purpose: str, index: int) -> torch.Generator:
         """Random numbers, on the CPU, that follow from the image's name and the purpose alone."""
-        digest = hashlib.sha256(f"{self._names[index]}|{purpose}".encode()).digest()
+        digest = hashlib.sha256(f"{self.names[index]}|{purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
     def _noise(self, purpose: str, index: int, shape: Sequence[int]) -> Tensor:

@@ -160,7 +160,7 @@ def literal_rise(model, image, name, method, target):
 
 def probes_generator(name):
     with evidence_of(small(), pictures(1), EVERY) as evidence:
-        evidence.probes._names = [name]
+        evidence.probes.names = [name]
         return evidence.probes.generator("rise", 0)
 
 
