@@ -173,6 +173,8 @@ def value(dataset: Dataset, keyword: str) -> Any:
         return None
     try:
         return dataset[tag].value
+    except MemoryError:
+        raise  # the machine's fault, not the file's
     except Exception:
         raise ImageError(f"{keyword} in the header cannot be read") from None
 

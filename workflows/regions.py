@@ -68,7 +68,7 @@ def _names(document: bytes) -> Mapping[int, str]:
         names = {int(row["label"]): row["name"] for row in rows}
     except ValueError as error:
         raise ConfigurationError("explain.atlas.names: a label is no whole number.") from error
-    if len(names) < len(rows) or len(set(names.values())) < len(rows) or 0 in names:
+    if len(set(names.values())) < len(rows) or 0 in names:
         raise ConfigurationError("explain.atlas.names: a label or a name is there twice, or label 0, the background.")
     return names
 

@@ -241,23 +241,27 @@ def test_auto_finds_the_last_grid_of_a_3d_network_and_a_layer_of_another_rank_is
         resolve_layer(model.module, "head.1", torch.zeros(2, 1, 8, 6, 10))
 
 
-def test_tokens_of_a_volume_are_not_laid_out_by_guess():
-    """1568 tokens of patches of 2 x 16 x 16 would multiply up as cubes, too: 2 x 28 x 28 for 8 x 14 x 14."""
+@pytest.mark.parametrize(
+    ("sides", "patch", "tokens"), [((16, 224, 224), (2, 16, 16), 1568), ((8, 8, 8), (2, 4, 4), 16)]
+)
+def test_tokens_of_a_volume_are_not_laid_out_by_guess(sides, patch, tokens):
+    """1568 would multiply up as 2 x 28 x 28 cubes, and 16 as 4 x 4 squares; neither is the grid."""
 
     class Tubelets(nn.Module):
         def __init__(self):
             super().__init__()
-            self.patches = nn.Conv3d(1, 6, (2, 16, 16), (2, 16, 16))
+            self.patches = nn.Conv3d(1, 6, patch, patch)
             self.block = nn.Linear(6, 6)
             self.head = nn.Linear(6, 3)
 
         def forward(self, inputs):
             return self.head(self.block(self.patches(inputs).flatten(2).transpose(1, 2)).mean(1))
 
-    example = torch.zeros(1, 1, 16, 224, 224)
-    with pytest.raises(ModelError, match=r"puts out \[1, 1568, 6\]"):
+    example = torch.zeros(1, 1, *sides)
+    with pytest.raises(ModelError, match=rf"puts out \[1, {tokens}, 6\]"):
         resolve_layer(Tubelets(), "block", example)
-    assert resolve_layer(Tubelets(), "auto", example).native == (8, 14, 14)
+    grid = tuple(side // part for side, part in zip(sides, patch, strict=True))
+    assert resolve_layer(Tubelets(), "auto", example).native == grid
 
 
 def test_video_networks_of_torchvision_can_be_explained():

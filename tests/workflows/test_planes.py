@@ -22,6 +22,11 @@ def test_a_picture_with_colours_has_the_same_places():
     np.testing.assert_array_equal(picture[:, :4], volume[0])
 
 
+def test_a_low_plane_lies_in_the_middle_of_the_picture():
+    picture = three_planes(np.ones((2, 6, 3)), (0, 0, 0), 0)
+    assert picture[:, 5].tolist() == [0, 0, 1, 1, 0, 0]
+
+
 def test_the_highest_voxel_is_the_first_of_the_highest():
     saliency = np.zeros((2, 3, 4))
     saliency[1, 2, 0] = saliency[1, 2, 3] = 5
