@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,9 +16,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
+
+from tasks.classifier import Classifier
+from workflows.configuration import Model
+from workflows.models import build_classifier, fetch_model
 
 NAME = "chest"
+INPUT = {"resize": [64, 64], "channels": 1, "mean": [0.5], "std": [0.25]}
 _LENGTH = "Inference-Header-Content-Length"
 
 
@@ -28,6 +34,22 @@ def network(classes: int = 3, *, channels: int = 1, last: nn.Module | None = Non
     nn.init.normal_(head.weight, std=4.0)
     parts = [nn.Conv2d(channels, 6, 5, stride=2, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
     return nn.Sequential(*parts, *([last] if last else [])).eval().requires_grad_(False)
+
+
+def built(source: str, **keys: Any) -> Classifier:
+    """As a worker gets it: through pickle."""
+    package = fetch_model(Model(**{"source": source, "input": INPUT, **keys}), folder=None)
+    return build_classifier(pickle.loads(pickle.dumps(package)), "cpu")
+
+
+def answers(classifier: Classifier, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = classifier.module(images)
+    return found
+
+
+def some_images(count: int = 5) -> Tensor:
+    return torch.randn(count, 1, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def torchscript_of(module: nn.Module) -> bytes:
