@@ -1,4 +1,4 @@
-"""Arrays of a run: `profile.zarr`, written once as a whole, and `maps.zarr`, written shard by shard."""
+"""Arrays of a run: `profile.zarr`, written once as a whole; `maps.zarr` and `features.zarr`, written shard by shard."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -158,3 +158,37 @@ def write_maps(
 def open_maps(run: Objects, method: str) -> zarr.Array[Any]:
     """The maps [N, T, H, W] of one method (volumes: [N, T, D, H, W]), or `classes` [N, T], to be read lazily."""
     return zarr.open_array(run.zarr(_MAPS, read_only=True), path=method, mode="r")
+
+
+_FEATURES = "features.zarr"
+
+
+def create_features(run: Objects, images: int, shard_images: int, shape: tuple[int, ...]) -> None:
+    """Create the empty array of activations [N, *shape], float32, before any worker writes a region."""
+    run.delete(_FEATURES)
+    zarr.create_array(
+        run.zarr(_FEATURES),
+        shape=(images, *shape),
+        dtype="float32",
+        chunks=(1, *shape),
+        shards=(shard_images, *shape),
+        compressors=_codecs(),
+        fill_value=float("nan"),
+        dimension_names=("image", "feature", *("z", "y", "x")[1 - len(shape) :]),
+        attributes={"meaning": "activation of the target layer; NaN: an image that is not learned from"},
+    )
+
+
+def write_features(run: Objects, start: int, values: np.ndarray[Any, Any]) -> None:
+    """Write one whole shard's region, whose first image is row `start`. Only one task may own a shard."""
+    zarr.open_array(run.zarr(_FEATURES), mode="r+")[start : start + len(values)] = values
+
+
+def open_features(run: Objects) -> zarr.Array[Any]:
+    """The activations [N, F, ...], to be read image by image."""
+    return zarr.open_array(run.zarr(_FEATURES, read_only=True), mode="r")
+
+
+def delete_features(run: Objects) -> None:
+    run.delete(_FEATURES)
+    run.sweep(_FEATURES)

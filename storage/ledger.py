@@ -78,11 +78,14 @@ class Ledger:
             )
         return data
 
+    def shards(self) -> list[int]:
+        """Numbers of the shards that are done, ascending: a listing, without reading the manifests."""
+        keys = [key for key in self.run.list(f".ledger/{self.stage}") if key.endswith(".json")]
+        return sorted(int(key.rpartition("/")[2].removesuffix(".json")) for key in keys)
+
     def done(self) -> dict[int, Manifest]:
         """Manifests by shard."""
-        keys = [key for key in self.run.list(f".ledger/{self.stage}") if key.endswith(".json")]
-        manifests = [Manifest.from_json(self.run.get(key)) for key in keys]
-        return {manifest.shard: manifest for manifest in sorted(manifests, key=lambda item: item.shard)}
+        return {shard: Manifest.from_json(self.run.get(self.key(shard, "json"))) for shard in self.shards()}
 
     def rejections(self) -> list[Rejection]:
         return [item for manifest in self.done().values() for item in manifest.rejected]

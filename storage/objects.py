@@ -70,14 +70,20 @@ class Objects:
             obstore.delete(self._store, keys)
 
     def sweep(self, folder: str) -> None:
-        """Delete what processes that died in the middle of a put left below a folder that nobody writes to now.
+        """Delete what processes that died in the middle of a put left below a folder that nobody writes to now, and
+        on a disk the folders that deleted objects lay in.
 
         A local put goes through a file `KEY#NUMBER` beside the key, which no listing shows.
         """
-        if "://" not in self.location:
-            for path in (Path(self.location) / folder).rglob("*#*"):
-                if path.is_file() and path.name.rpartition("#")[2].isdigit():
-                    path.unlink()
+        if "://" in self.location:
+            return
+        root = Path(self.location) / folder
+        for path in root.rglob("*#*"):
+            if path.is_file() and path.name.rpartition("#")[2].isdigit():
+                path.unlink()
+        for path in sorted([root, *root.rglob("*")], reverse=True):  # the deepest first
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
     def zarr(self, key: str, *, read_only: bool = False) -> ObjectStore[Any]:
         """The folder `key` as a Zarr store."""

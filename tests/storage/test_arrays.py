@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import xarray
 
-from storage.arrays import MapsPlan, NamedArray, create_maps, open_maps, read_array, write_arrays, write_maps
+from storage.arrays import (
+    MapsPlan,
+    NamedArray,
+    create_features,
+    create_maps,
+    delete_features,
+    open_features,
+    open_maps,
+    read_array,
+    write_arrays,
+    write_features,
+    write_maps,
+)
 from storage.objects import Objects
 
 _PLAN = MapsPlan(images=10, shard_images=4, targets=3, size=(7, 7), methods=("grad-cam", "s-grad-cam"))
@@ -30,6 +42,21 @@ def test_shards_written_in_any_order_give_the_same_bytes(tmp_path: Path) -> None
     _write(second, (8, 0, 4))
     assert first.list() == second.list()
     assert all(first.get(key) == second.get(key) for key in first.list())
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 2, 3)])
+def test_features_are_read_image_by_image_and_leave_nothing(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    run = Objects(str(tmp_path))
+    values = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
+    create_features(run, 10, 4, shape)
+    for start in (8, 0):  # the shard in the middle has no image
+        write_features(run, start, values[start : start + 4])
+    read = np.asarray(open_features(run).oindex[np.array([9, 2, 5])])
+    np.testing.assert_array_equal(read[:2], values[[9, 2]])
+    assert np.isnan(read[2]).all()
+    assert open_features(run).metadata.dimension_names == ("image", "feature", *("z", "y", "x")[1 - len(shape) :])
+    delete_features(run)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_maps_read_back_as_written_and_open_with_xarray(tmp_path: Path) -> None:
