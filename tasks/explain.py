@@ -12,7 +12,8 @@ from torch import Tensor
 
 from storage.records import Note
 from tasks.cams.evidence import Evidence
-from tasks.cams.names import MethodName
+from tasks.cams.mcam import MCam
+from tasks.cams.names import MEMORY_METHODS, MethodName
 from tasks.cams.scaling import resized
 from tasks.cams.variants import Drawn, Variant, variants_of
 from tasks.classifier import Classifier
@@ -23,6 +24,9 @@ from tasks.walk import Batch, Spacing, Walk, check_finite
 
 NONE = -1  # no class in this column
 STEPS = "-steps"  # behind the name of a method whose iterations have maps too
+REMEMBERED = {"slot": "int32", "drop": "float64", "steady": "float64", "logit": "float64"}
+"""What M-CAM's memory says of a case: the slot that the class hangs on, what its loss costs of the memory's logit, the
+share of noise draws that find it too, and that logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Explained:
     volumes [N,T,D,H,W], and `rglas-steps` with R iterations [N,T,R,...]; sums: `<base>.raw|individual`, and
     `.linear|tanh` where the profile has limits of the base, with `fs-` in front where features are selected -> float64
     [N,T], a map's sum over its cells on that scale. NaN: no class, no features known for it, or the image failed.
+    remembered: with m-cam, REMEMBERED -> [N,T], -1 or NaN where there is no class or the image failed.
     failures: position in the shard -> reason. A shard without a good image has maps of 0 x 0 cells.
     """
 
@@ -58,6 +63,7 @@ class Explained:
     probabilities: NDArray[np.float32]
     maps: dict[str, NDArray[Any]]
     sums: dict[str, NDArray[np.float64]]
+    remembered: dict[str, NDArray[Any]]
     failures: dict[int, str]
     notes: tuple[Note, ...]
 
@@ -110,6 +116,7 @@ class _Part:
     probabilities: NDArray[np.float32]
     maps: dict[str, NDArray[Any]]
     sums: dict[str, NDArray[np.float64]]
+    remembered: dict[str, NDArray[Any]]
 
 
 def _part(
@@ -121,6 +128,7 @@ def _part(
     for variant in variants:
         by_base.setdefault(variant.base, []).append(variant)
     drawn: list[Drawn] = []
+    remembered: list[dict[str, Tensor]] = []
     for columns, evidence in batch.evidence(targets, prod(size)):
         classes = targets[..., columns]
         for base, kinds in by_base.items():
@@ -128,6 +136,8 @@ def _part(
             for variant, saliency in _painted(method, kinds, evidence, classes, size):
                 check_finite(saliency, f"the map of {variant.name}")
                 drawn.append(variant.draw(saliency, classes))
+            if isinstance(method, MCam):
+                remembered.append(method.remembered(evidence).of_classes(evidence.classes, evidence.absent))
             if isinstance(method, RglasMap):
                 drawn.append(Drawn({f"{base}{STEPS}": method.steps(evidence, size).half()}, {}))
     return _Part(
@@ -137,6 +147,7 @@ def _part(
         probabilities=classifier.probabilities(logits).cpu().numpy(),
         maps=_side_by_side([item.maps for item in drawn]),
         sums=_side_by_side([item.sums for item in drawn]),
+        remembered=_side_by_side(remembered),
     )
 
 
@@ -186,6 +197,7 @@ class _Shard:
         self._probabilities = np.full((images, classes), np.nan, np.float32)
         self._maps: dict[str, NDArray[Any]] = {}
         self._sums: dict[str, NDArray[np.float64]] = {}
+        self._remembered: dict[str, NDArray[Any]] = {}
 
     def add(self, part: _Part) -> None:
         self._classes[part.rows] = part.classes
@@ -193,6 +205,7 @@ class _Shard:
         self._probabilities[part.rows] = part.probabilities
         _fill(self._maps, part.maps, part.rows, len(self._classes))
         _fill(self._sums, part.sums, part.rows, len(self._classes))
+        _fill(self._remembered, part.remembered, part.rows, len(self._classes))
 
     def explained(self, variants: Sequence[Variant], walk: Walk) -> Explained:
         images, columns = self._classes.shape
@@ -201,8 +214,18 @@ class _Shard:
                 self._maps.setdefault(method, np.full((images, columns, 0, 0), np.nan, MethodName.parse(method).dtype))
             for scale in variant.scales:
                 self._sums.setdefault(f"{variant.name}.{scale}", np.full((images, columns), np.nan))
+        if any(variant.base in MEMORY_METHODS for variant in variants):
+            for name, dtype in REMEMBERED.items():
+                self._remembered.setdefault(name, _nothing((images, columns), np.dtype(dtype)))
         return Explained(
-            self._classes, self._logits, self._probabilities, self._maps, self._sums, walk.failures, walk.notes
+            classes=self._classes,
+            logits=self._logits,
+            probabilities=self._probabilities,
+            maps=self._maps,
+            sums=self._sums,
+            remembered=self._remembered,
+            failures=walk.failures,
+            notes=walk.notes,
         )
 
 
@@ -211,5 +234,9 @@ def _fill(
 ) -> None:
     for name, values in parts.items():
         if name not in arrays:
-            arrays[name] = np.full((images, *values.shape[1:]), np.nan, values.dtype)
+            arrays[name] = _nothing((images, *values.shape[1:]), values.dtype)
         arrays[name][rows] = values
+
+
+def _nothing(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.full(shape, NONE if dtype.kind == "i" else np.nan, dtype)

@@ -17,6 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, mse_lo
 
 from storage.errors import ModelError
 
+_SHORT = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Losses:
@@ -51,9 +53,11 @@ class Memory(nn.Module):
             raise ValueError(f"radius: expected a number above 0, got {radius}")
         super().__init__()
         self.radius = radius
-        self.keys = nn.Parameter(torch.randn(slots, features))
+        # Keys and spatial features count by their directions alone. Short ones turn within some steps of Adam; of the
+        # length of noise they would keep the direction that they began with.
+        self.keys = nn.Parameter(_SHORT * torch.randn(slots, features))
         self.values = nn.Parameter(torch.randn(slots, features) / features**0.5)
-        self.spatial = nn.Parameter(torch.randn(slots, features, *cells))
+        self.spatial = nn.Parameter(_SHORT * torch.randn(slots, features, *cells))
         self.encoder = nn.Linear(classes, features)  # G, of labels
         self.classifier = nn.Linear(2 * features, classes)  # fc, of cat(v, q)
 
@@ -88,8 +92,8 @@ class Memory(nn.Module):
         """The objective for activations A, which need no gradient, and labels [B,C], 1 where the class is there.
 
         What the label's value v' addresses is what the query, and the activation as a whole, are to address too: the
-        label's address is a target there and learns from the classifier alone. The value that the query reads does not
-        move the values. Raises ModelError for activations that are not numbers or of another shape.
+        label's address is a target there, which these terms do not move. The value that the query reads does not move
+        the values. Raises ModelError for activations that are not numbers or of another shape.
         """
         self._check(activation)
         activation = activation.detach()
@@ -107,23 +111,32 @@ class Memory(nn.Module):
             + kl_div(by_key.log_softmax(1), wanted, reduction="batchmean"),
         )
 
-    def query_gradient(self, query: Tensor) -> Tensor:
-        """dz_c/dq of every class [B,C,F], in closed form, through the address too."""
+    def query_gradient(self, query: Tensor, classes: Tensor) -> Tensor:
+        """dz_c/dq of classes [T] or [B,T] for queries [B,F]: [B,T,F], in closed form, through the address too."""
+        classes = classes.expand(len(query), -1)
         directions, keys = normalize(query, dim=1), normalize(self.keys, dim=1)
         cosines = directions @ keys.T
         address = (self.radius * cosines).softmax(1)
         of_value, of_query = self._halves()
         gains = self.values @ of_value.T  # what each slot's value adds to each logit [N,C]
-        pull = address[:, None] * (gains.T - (address @ gains)[..., None])  # [B,C,N]
+        mean = (address @ gains).gather(1, classes)[..., None]
+        pull = address[:, None] * (gains.T[classes] - mean)  # [B,T,N]
         turned = pull @ keys - (pull * cosines[:, None]).sum(2, keepdim=True) * directions[:, None]
         length = query.norm(dim=1)[:, None, None]
         through: Tensor = self.radius * turned / length.where(length > 0, torch.ones_like(length))
-        return of_query + through
+        return of_query[classes] + through
 
     def likeness(self, activation: Tensor) -> Tensor:
         """tau [B,N,F]: the cosine over cells of each feature of A and of each slot's S (eq. 6), 0 where one is 0."""
         own, stored = (normalize(values.flatten(2), dim=2) for values in (activation, self.spatial))
         return torch.einsum("bfx,nfx->bnf", own, stored)
+
+    def stored_maps(self, slot: int) -> Tensor:
+        """What a slot keeps, as each class reads it [C,*cells], signed: the sum over features of S, weighted by dz_c/dq
+        at the slot's own key. Its unit is arbitrary: of S, training decides the direction and not the length."""
+        every = torch.arange(self.classes, device=self.keys.device)
+        weights = self.query_gradient(self.keys[slot : slot + 1], every)[0]
+        return torch.einsum("cf,f...->c...", weights, self.spatial[slot])
 
     def _similarities(self, queries: Tensor, stored: Tensor) -> Tensor:
         cosines: Tensor = normalize(queries, dim=1) @ normalize(stored, dim=1).T

@@ -1,4 +1,7 @@
-"""Every base method by its name: CAM rules, and methods that paint a map without features."""
+"""Every base method by its name: CAM rules, and methods that paint a map without features.
+
+M-CAM is not in METHODS: without a memory fitted to the classifier there is no rule of it.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from torch import Tensor
 from tasks.atlas import misplaced
 from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
+from tasks.cams.mcam import MCam
 from tasks.cams.rules import RULES, Rule
 from tasks.glas import Glas, Looks, Recursive, fuse
 from tasks.search_points import Field
@@ -150,6 +154,11 @@ def unfit(
         if reason is not None:
             found[index] = reason
     return found
+
+
+def placed(rules: Mapping[str, Method], device: torch.device) -> dict[str, Method]:
+    """The rules, and what they have learned, on the device that the classifier is on."""
+    return {base: rule.on(device) if isinstance(rule, MCam) else rule for base, rule in rules.items()}
 
 
 def in_millimetres(rules: Mapping[str, Method]) -> bool:

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from storage.records import Note
+from tasks.cams.mcam import MCam, Remembered
 from tasks.classifier import Classifier
 from tasks.methods import METHODS, Method, Painter, unfit
 from tasks.reductions.distribution import Counter, Distribution
 from tasks.reductions.importance import Importance
+from tasks.reductions.memory_use import MemoryUse, merge_uses
 from tasks.reductions.moments import Moments
 from tasks.reductions.profile import KINDS, Levels, Profile
 from tasks.search_points import Field
@@ -53,6 +55,12 @@ class ProfileSettings:
     def featured(self) -> tuple[str, ...]:
         """Bases that have an importance matrix."""
         return tuple(base for base in self.bases if not isinstance(self.rules[base], Painter))
+
+    @property
+    def slots(self) -> int | None:
+        """Of M-CAM's memory, where that is among the bases."""
+        memories = [rule.memory for rule in map(self.rules.__getitem__, self.bases) if isinstance(rule, MCam)]
+        return memories[0].slots if memories and memories[0] is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +120,23 @@ class _BasePart:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One batch. counted: kind -> [B,C] bool, which image counts for which class; None: all do."""
+    """One batch. counted: kind -> [B,C] bool, which image counts for which class; None: all do. memory: its use by
+    m-cam, if asked for."""
 
     rows: NDArray[np.int64]
     activation: Tensor
     logits: Tensor
     counted: Mapping[str, Tensor | None]
     bases: Mapping[str, _BasePart]
+    memory: MemoryUse | None
 
 
 def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _Part:
     activation, logits = batch.forward.activation, batch.forward.logits
     true = torch.from_numpy(truth.positive[batch.rows] & truth.labelled[batch.rows, None]).to(logits.device)
-    counted = {"all": None, "true": true, "correct": true & predicted_classes(logits, task)}
+    predicted = predicted_classes(logits, task)
+    counted = {"all": None, "true": true, "correct": true & predicted}
+    remembered: Remembered | None = None  # of all classes, whatever chunk of them is at hand
     chunks: dict[str, list[_BasePart]] = {base: [] for base in settings.bases}
     every = torch.arange(logits.shape[1], device=logits.device)
     for columns, evidence in batch.evidence(every, activation.shape[2:].numel()):
@@ -138,12 +150,19 @@ def _part(batch: Batch, task: str, truth: Truth, settings: ProfileSettings) -> _
             weights = method.weights(evidence)
             saliency = weights.saliency(activation)
             check_finite(saliency, f"the map of {base}")
+            if isinstance(method, MCam):
+                remembered = method.remembered(evidence)
             totals = weights.totals(activation)
             sums = {
                 kind: totals.summed(None if which is None else which[:, columns]) for kind, which in counted.items()
             }
             chunks[base].append(_BasePart(saliency, sums))
-    return _Part(batch.rows, activation, logits, counted, {base: _joined(parts) for base, parts in chunks.items()})
+    memory = None
+    if remembered is not None:
+        recalled = predicted_classes(remembered.logits, task)
+        memory = MemoryUse.of(remembered.found, remembered.likeness.shape[1], predicted, recalled, task)
+    joined = {base: _joined(parts) for base, parts in chunks.items()}
+    return _Part(batch.rows, activation, logits, counted, joined, memory)
 
 
 def _joined(parts: Sequence[_BasePart]) -> _BasePart:
@@ -169,6 +188,7 @@ class _Tally:
         self._levels = {base: _LevelCounter(classes, settings, device) for base in settings.bases}
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._images = {kind: torch.zeros(classes, dtype=torch.int64, device=device) for kind in KINDS}
+        self._memory = None if settings.slots is None else MemoryUse.empty(settings.slots, classes)
 
     def add(self, part: _Part) -> None:
         self._rows.append(part.rows)
@@ -178,6 +198,7 @@ class _Tally:
         if self._features is None:
             self._features = Counter(part.activation.shape[1], self._settings.bits, self._device)
         self._features.add(part.activation)
+        self._memory = merge_uses(self._memory, part.memory)
         for base, found in part.bases.items():
             self._levels[base].add(found.saliency)
             if base not in self._sums:
@@ -195,6 +216,7 @@ class _Tally:
                 classes=self._classes,
                 bits=settings.bits,
                 extrema=settings.extrema,
+                slots=settings.slots,
             )
         rows, logits = np.concatenate(self._rows), torch.cat(self._logits)
         labelled = truth.labelled[rows]
@@ -212,6 +234,7 @@ class _Tally:
                 if sums
             },
             levels={base: counter.levels() for base, counter in self._levels.items()},
+            memory=self._memory,
         )
 
 

@@ -33,12 +33,14 @@ class Found:
 def find_slots(memory: Memory, query: Tensor, cosines: Tensor) -> Found:
     """Search for queries [B,F] under noise with these cosines [B,N,D] to them, D draws for each slot."""
     with torch.no_grad():
-        shares = _shares(memory, query, cosines)
-        losses = _losses(memory, query)
-        drops = shares.mean(2)[:, :, None] * losses
-        drop, slot = drops.max(1)
-        draws = torch.stack([(shares[..., draw, None] * losses).argmax(1) for draw in range(shares.shape[2])])
-    return Found(slot, drop, drop > 0, (draws == slot).float().mean(0))
+        # Slots come last, where a maximum over them is quick.
+        shares = _shares(memory, query, cosines).transpose(1, 2).contiguous()  # [B,D,N]
+        losses = _losses(memory, query).transpose(1, 2).contiguous()  # [B,C,N]
+        drop, slot = (shares.mean(1)[:, None] * losses).max(2)
+        highest = torch.stack([(share[:, None] * losses).amax(2) for share in shares.unbind(1)], 2)  # [B,C,D]
+        own = shares.gather(2, slot[:, None].expand(-1, shares.shape[1], -1)).transpose(1, 2)
+        steady = own * losses.gather(2, slot[..., None]) >= highest
+    return Found(slot, drop, drop > 0, steady.float().mean(2))
 
 
 def drops(memory: Memory, query: Tensor, cosines: Tensor) -> Tensor:

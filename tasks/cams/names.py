@@ -20,13 +20,16 @@ FEATURE_METHODS = (
 )
 """Sums over features of weight times activation: they have an importance matrix, and features to select."""
 
+MEMORY_METHODS = ("m-cam",)
+"""Sums over features too, whose weights come from a memory that is fitted to the classifier first."""
+
 PROBABILITY_METHODS = ("glas", "glas-light", "glas-shadow", "rglas", "occlusion", "rise", "lime")
 """Maps from probabilities alone: the classifier may be a black box."""
 
 GRADIENT_METHODS = ("gradient", "meaningful-perturbation")
 """Maps from gradients with respect to the input: the classifier is differentiated as a whole."""
 
-BASE_METHODS = FEATURE_METHODS + PROBABILITY_METHODS + GRADIENT_METHODS
+BASE_METHODS = FEATURE_METHODS + MEMORY_METHODS + PROBABILITY_METHODS + GRADIENT_METHODS
 
 SMALL_VALUED = ("glas", "glas-light", "glas-shadow", "occlusion", "rise", "lime", "gradient")
 """Methods whose raw values go down with the probability, or the slope, to less than float16 holds."""
@@ -59,7 +62,7 @@ class MethodName:
             raise ValueError(f"unknown method {name!r}; expected [fs-][s-] and one of {', '.join(BASE_METHODS)}")
         if scaled and base in UNSCALED:
             raise ValueError(f"{name!r}: a map of {base} {UNSCALED[base]} and has no common scale; leave out s-")
-        if selected and base not in FEATURE_METHODS:
+        if selected and base not in FEATURE_METHODS + MEMORY_METHODS:
             raise ValueError(f"{name!r}: {base} has no features to select; leave out fs-")
         return cls(base, selected, scaled)
 

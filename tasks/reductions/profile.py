@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.reductions.distribution import Distribution
 from tasks.reductions.importance import Importance, principal_features
+from tasks.reductions.memory_use import MemoryUse, merge_uses
 from tasks.reductions.moments import Moments
 
 KINDS = ("all", "true", "correct")
@@ -58,6 +59,7 @@ class Profile:
     features: Distribution  # a row a feature: all cells of A
     importance: Mapping[str, Mapping[str, Importance]]  # base method that has features -> all | true | correct
     levels: Mapping[str, Levels]  # base method
+    memory: MemoryUse | None = None  # with m-cam among the base methods
 
     @classmethod
     def empty(
@@ -69,8 +71,9 @@ class Profile:
         features: int = 0,
         bits: int = 5,
         extrema: bool = False,
+        slots: int | None = None,
     ) -> Self:
-        """Of no image. featured: the bases with an importance matrix; None: all."""
+        """Of no image. featured: the bases with an importance matrix; None: all. slots: of a memory, if asked."""
         nothing = Distribution.empty(classes, bits)
         extreme = nothing if extrema else None
         bases = tuple(bases)
@@ -86,12 +89,14 @@ class Profile:
                 for base in (bases if featured is None else featured)
             },
             levels={base: Levels(nothing, extreme, extreme) for base in bases},
+            memory=None if slots is None else MemoryUse.empty(slots, classes),
         )
 
     def merge(self, other: Self) -> Self:
         """Both. Raises ValueError where they are not profiles of one model under one setting."""
         if (self.levels.keys(), self.importance.keys()) != (other.levels.keys(), other.importance.keys()):
             raise ValueError(f"cannot merge profiles of {sorted(self.levels)} and {sorted(other.levels)}")
+        memory = merge_uses(self.memory, other.memory)
         if self.images == 0 or other.images == 0:  # a shard without a good image does not know its features
             return other if self.images == 0 else self
         return type(self)(
@@ -106,6 +111,7 @@ class Profile:
                 for base, kinds in self.importance.items()
             },
             levels={base: levels.merge(other.levels[base]) for base, levels in self.levels.items()},
+            memory=memory,
         )
 
     def limits(self, base: str, *, source: str = "pixel", low: float = 0.1, high: float = 0.9) -> NDArray[np.float64]:
@@ -140,6 +146,8 @@ class Profile:
             for name, cells in (("histogram", levels.cells), ("minima", levels.minima), ("maxima", levels.maxima)):
                 if cells is not None:
                     arrays |= _histogram(cells, f"levels/{base}/", name)
+        if self.memory is not None:
+            arrays |= {f"memory/{name}": values for name, values in self.memory.arrays().items()}
         return arrays
 
     def to_bytes(self) -> bytes:
@@ -164,6 +172,8 @@ class Profile:
                 entries[f"{base}.{kind}.classes"] = known
                 entries[f"{base}.{kind}.images"] = matrix.images[known]
                 entries[f"{base}.{kind}.sums"] = matrix.sums[:, known]
+        if self.memory is not None:
+            entries |= {f"memory.{name}": values for name, values in self.memory.arrays().items()}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **entries)
         return buffer.getvalue()
@@ -194,6 +204,7 @@ class Profile:
                 )
                 for base in bases
             },
+            memory=_memory(entries),
         )
 
 
@@ -228,3 +239,9 @@ def _importance(entries: Mapping[str, NDArray[Any]], name: str, features: int, c
     empty.sums[:, known] = entries[f"{name}.sums"]
     empty.images[known] = entries[f"{name}.images"]
     return empty
+
+
+def _memory(entries: Mapping[str, NDArray[Any]]) -> MemoryUse | None:
+    prefix = "memory."
+    arrays = {name.removeprefix(prefix): values for name, values in entries.items() if name.startswith(prefix)}
+    return MemoryUse.from_arrays(arrays) if arrays else None

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
 from tasks.cams.heads import Head
+from tasks.cams.mcam import MCam
 from tasks.cams.rules import RULES, IsCam, Rule, SmoothGradCamPlusPlus, SsCam
 from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.glas import Glas, Recursive
 from tasks.layers import resolve_layer
+from tasks.memory import Memory
 from tasks.methods import GlasMap, Method, RglasMap
 from tasks.preprocess import Preprocess
 from tasks.probes import Probes
@@ -33,6 +35,7 @@ QUICK: dict[str, Rule] = dict(RULES) | {
 }
 QUICK_METHODS: dict[str, Method] = {
     **QUICK,
+    "m-cam": MCam(Memory.seeded(3, 12, (4, 4), 5, slots=6)),  # for the features of `small`
     "glas": GlasMap("fusion", Glas(3)),
     "glas-light": GlasMap("light", Glas(3)),
     "glas-shadow": GlasMap("shadow", Glas(3)),

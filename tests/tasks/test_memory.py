@@ -113,14 +113,18 @@ def test_what_the_query_reads_moves_keys_and_not_values():
 def test_the_gradient_in_closed_form_is_what_autograd_gives(radius):
     memory = some_memory(radius=radius)
     query = pooled(some_features(4)).requires_grad_()
-    found = memory.query_gradient(query)
+    every = torch.arange(CLASSES)
+    found = memory.query_gradient(query, every)
     for target in range(CLASSES):
         (expected,) = torch.autograd.grad(memory(query)[:, target].sum(), query, retain_graph=True)
         torch.testing.assert_close(found[:, target], expected, atol=1e-5, rtol=1e-4)
+    chosen = torch.tensor([[2, 0], [1, 1], [0, 2], [2, 2]])
+    theirs = memory.query_gradient(query, chosen)
+    torch.testing.assert_close(theirs, found[torch.arange(4)[:, None], chosen])
 
 
 def test_a_query_of_zeros_has_a_finite_gradient():
-    assert some_memory().query_gradient(torch.zeros(1, FEATURES)).isfinite().all()
+    assert some_memory().query_gradient(torch.zeros(1, FEATURES), torch.arange(CLASSES)).isfinite().all()
 
 
 @pytest.mark.parametrize("cells", [CELLS, (2, 3, 2)])

@@ -149,7 +149,7 @@ def test_shards_merge_to_the_whole_in_any_order(model):
 def test_an_empty_profile_changes_nothing():
     found = profile(small(), pictures(5), some_truth(5))
     for empty in (
-        Profile.empty(bases=BASE_METHODS, featured=FEATURE_METHODS, classes=5, extrema=True),
+        Profile.empty(bases=BASE_METHODS, featured=SETTINGS.featured, classes=5, extrema=True, slots=6),
         profile_shard(small(), [], [], some_truth(0), SETTINGS).profile,
     ):
         assert empty.images == 0
