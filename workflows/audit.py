@@ -7,10 +7,9 @@ where it stopped, and what it leaves is the same to the byte.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -18,13 +17,11 @@ import ray
 from storage.archive import Archive
 from storage.arrays import create_maps, write_arrays
 from storage.catalogue import ids_digest
-from storage.errors import ArchiveError, ModelError
+from storage.errors import ArchiveError, RunError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
-from storage.records import Note
 from storage.tables import read_table, write_table
 from tasks.cams.names import MethodName
-from tasks.cams.scaling import CommonScale
 from tasks.profile import Profile
 from workflows.cataloguing import build_catalogue, decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
@@ -32,29 +29,32 @@ from workflows.commits import MapsCommit, ProfileCommit
 from workflows.configuration import Configuration
 from workflows.exemplars import write_exemplars
 from workflows.findings import write_findings
+from workflows.fit_memory import Fit, epochs_done, fit_memory, prepare
+from workflows.learned_split import asked_for
 from workflows.merging import merge_profiles
+from workflows.notes import notes_of
 from workflows.passes import pass_rejections, run_pass
 from workflows.plan import freeze
 from workflows.profile_arrays import named
 from workflows.progress import Progress
 from workflows.regions import write_regions
+from workflows.remembering import write_memory
 from workflows.report import build_report
 from workflows.results import finish_tables
+from workflows.scales import Scales, scales_of
 from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
 from workflows.survey import (
     FACTS_COLUMNS,
-    ArchiveFacts,
     LoadedModel,
     Settings,
     archive_facts,
     load_model,
     settle,
-    unknown_labels,
 )
 from workflows.tracking import log_run
 from workflows.work import Pass
-from workflows.workers import ExplainWorker, ProfileWorker, Scales
+from workflows.workers import ExplainWorker, ProfileWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
             "model": digest([model.description.weights_sha256, list(model.description.classes)]),
             "archive": listing_digest(configuration.archive),
             "atlas": model.regions.digest if model.regions else "",
+            "memory": model.fitted.sha256 if model.fitted else "",
         }
         if state is not None:
             refuse_changes(state, configuration, digests)
@@ -109,27 +110,35 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
 
 
 def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) -> Outcome:
-    run, configuration = audit.run, audit.configuration
+    run, configuration, model = audit.run, audit.configuration, audit.model
+    fit = prepare(configuration, model, audit.placement, audit.progress) if asked_for(configuration) else None
     state = state or _begin(audit, digests)
     facts = archive_facts(read_table(run, "catalogue.parquet", FACTS_COLUMNS))
-    settings = settle(configuration, audit.model.description, facts, audit.model.regions)
-    audit.progress.note(freeze(configuration, audit.model, facts, settings, audit.placement).text())
+    settings = settle(configuration, model.description, facts, model.regions, model.memory)
+    frozen = freeze(configuration, model, facts, settings, audit.placement, fit.split if fit else None)
+    audit.progress.note(frozen.text())
+    if fit is not None:
+        model = _fitted(audit, fit, state)
+        audit = replace(audit, model=model)
+        settings = settle(configuration, model.description, facts, model.regions, model.memory)
     reader = ShardReader(run, audit.archive, decode_options(configuration.archive))
     package = ray.put(audit.model.package)
     state["shards"] = {"count": facts.shards, "images": facts.shard_images}
     with _timed(audit, state, "profile", facts.images):
         profile = _profile_pass(audit, settings, reader, package, facts.shards)
     with _timed(audit, state, "maps", facts.images):
-        scales = _scales(audit, settings, profile)
+        scales = scales_of(configuration.explain, settings, model.description, profile)
         _maps_pass(audit, settings, reader, package, facts.shards, scales)
     for folder in ("profile.zarr", "maps.zarr"):
         run.sweep(folder)
     classes = tuple(audit.model.description.classes)
     state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
-    state["notes"] = _notes(audit, facts, settings, profile)
+    state["notes"] = notes_of(run, configuration, model, facts, profile)
     write_regions(run, [str(method) for method in settings.explain.methods], audit.model.regions, classes)
+    write_memory(run, model.fitted)
+    run.sweep("memory.zarr")
     write_findings(run, configuration.findings, settings.profile.featured, classes)
-    write_exemplars(run, configuration, audit.model, reader, scales.limits)
+    write_exemplars(run, configuration, audit.model, reader, scales.limits, settings.explain.rules)
     state |= {"state": "reporting", "finished": now()}
     write_state(run, state)
     run.put("report.html", build_report(run).encode())
@@ -141,8 +150,7 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
 
 def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
     """Catalogue the archive, write what the run is, and only then call it begun."""
-    configuration, run = audit.configuration, audit.run
-    description = audit.model.description
+    configuration, run, model = audit.configuration, audit.run, audit.model
     started = time.monotonic()
     built = build_catalogue(
         configuration.archive,
@@ -156,7 +164,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
             f"the archive holds no image that can be read: {facts.catalogued} item(s) catalogued, all rejected. "
             "Reasons: " + "; ".join(sorted(set(built.rejected["reason"].to_pylist()))[:5])
         )
-    settle(configuration, description, facts, audit.model.regions)
+    settle(configuration, model.description, facts, model.regions, model.memory)
     write_table(run, "catalogue.parquet", built.table, group_rows=facts.shard_images)
     write_table(run, "rejected.parquet", built.rejected)
     state = {
@@ -177,12 +185,30 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
             "batch": configuration.engine.batch,
         },
         "counts": {"catalogued": facts.catalogued, "explained": 0, "rejected": facts.rejected},
-        "model": {**asdict(description), "source": configuration.model.source},
+        "model": {**asdict(model.description), "source": configuration.model.source},
         "stages": {"catalogue": {"seconds": round(time.monotonic() - started, 3), "images": facts.catalogued}},
         "notes": [],
     }
     write_state(run, state)
     return state
+
+
+def _fitted(audit: _Audit, fit: Fit, state: dict[str, Any]) -> LoadedModel:
+    """The model with the memory of the run, which is fitted now where it was not."""
+    started, before = time.monotonic(), epochs_done(fit)
+    fitted = fit_memory(audit.configuration, audit.model, fit, audit.placement, audit.progress)
+    known = state["digests"].setdefault("fitted", fitted.sha256)
+    if known != fitted.sha256:
+        raise RunError(
+            f"this audit began with the memory {known[:16]}, and the run holds {fitted.sha256[:16]} now: its results "
+            "would be of both. Put the first one back, or choose another `run` directory."
+        )
+    epochs = len(fitted.about.history) - before
+    if epochs:
+        seen = epochs * (fitted.about.learned + fitted.about.held_out)
+        state["stages"]["memory"] = {"seconds": round(time.monotonic() - started, 3), "images": seen}
+    write_state(audit.run, state)
+    return replace(audit.model, fitted=fitted)
 
 
 def _profile_pass(
@@ -196,7 +222,7 @@ def _profile_pass(
         stage="profile",
         reader=reader,
         worker=ProfileWorker,
-        arguments=(package, settings.profile),
+        arguments=(package, ray.put(settings.profile)),
         commit=ProfileCommit(run),
         attempts=audit.configuration.engine.attempts,
     )
@@ -230,7 +256,7 @@ def _maps_pass(
         stage="maps",
         reader=reader,
         worker=ExplainWorker,
-        arguments=(package, settings.explain, ray.put(scales)),
+        arguments=(package, ray.put(settings.explain), ray.put(scales)),
         commit=MapsCommit(
             run, settings.maps.shard_images, settings.maps.images, tuple(description.classes), description.task
         ),
@@ -245,27 +271,6 @@ def _maps_pass(
     run_pass(work, run, skips, audit.placement, audit.progress)
 
 
-def _scales(audit: _Audit, settings: Settings, profile: Profile) -> Scales:
-    """Limits and masks from pass 1; limits that cannot make a scale that was asked for are refused before pass 2."""
-    explain, description = audit.configuration.explain, audit.model.description
-    scaled = {method.base for method in settings.explain.methods if method.scaled}
-    selected = {method.base for method in settings.explain.methods if method.selected}
-    limits, masks = {}, {}
-    for base in settings.profile.bases:
-        found = profile.limits(base, source=explain.limits.source, low=explain.limits.low, high=explain.limits.high)
-        try:
-            CommonScale.between(found, description.classes, layer=description.layer, kind=explain.limits.scale)
-        except ModelError:
-            if base in scaled:
-                raise
-        else:
-            limits[base] = found
-        if base in selected:
-            features = explain.features
-            masks[base] = profile.mask(base, share=features.share, rank=features.rank, importance=features.importance)
-    return Scales(limits, masks)
-
-
 def _meanings(settings: Settings) -> dict[str, str]:
     steps = dict.fromkeys(settings.maps.steps, "the map of each iteration, 0 to 1; NaN behind the last")
     return {str(method): _meaning(method) for method in settings.explain.methods} | steps
@@ -274,27 +279,6 @@ def _meanings(settings: Settings) -> dict[str, str]:
 def _meaning(method: MethodName) -> str:
     kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "the method's own values, signed"
     return f"{kind}; principal features only" if method.selected else kind
-
-
-def _notes(audit: _Audit, facts: ArchiveFacts, settings: Settings, profile: Profile) -> list[str]:
-    """What a reader of the numbers must know, said once each."""
-    notes: dict[str, Note] = {}
-    unknown = unknown_labels(audit.model.description.classes, facts)
-    if unknown:
-        text = f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"
-        notes[text] = Note(text)
-    kind = audit.configuration.explain.features.importance
-    for base in dict.fromkeys(method.base for method in settings.explain.methods if method.selected):
-        without = int(np.count_nonzero(profile.importance[base][kind].images == 0))
-        if without:
-            text = f"{without} class(es) have no image for the importance `{kind}`: fs-{base} has no map of them (NaN)"
-            notes[text] = Note(text)
-    for stage in ("profile", "maps"):
-        for manifest in Ledger(audit.run, stage).done().values():
-            for note in manifest.notes:
-                told = Note(f"{stage}: {note.text}", note.number)
-                notes[told.text] = max(notes.get(told.text, told), told, key=lambda item: item.number or 0.0)
-    return [str(note) for note in notes.values()]
 
 
 @contextmanager

@@ -41,6 +41,10 @@ _UNLABELLED = Label()
 _KILLED = "reading its header ended the process that read it"
 
 
+class EmptySplitError(ArchiveError):
+    """No file belongs to the split that was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltCatalogue:
     """All that was found: ``table`` by CATALOGUE_SCHEMA, ``rejected`` the part of it that cannot be read."""
@@ -103,7 +107,7 @@ def build_catalogue(
             progress.note(f"{len(refused)} refused item(s) belong to no split and are left out")
         refused = []
         if not files:
-            raise ArchiveError(_EMPTY_SPLIT)
+            raise EmptySplitError(_EMPTY_SPLIT)
     _tell_long_scans(archive, files, progress)
     identity = Identity.load(file=archive_configuration.key.file, env=archive_configuration.key.env)
     chosen = archive_configuration.frames if archive_configuration.images == "frames" else "volumes"
@@ -123,7 +127,7 @@ def build_catalogue(
         readable = pa.concat_tables([readable, rows_to_table(volumes)])
         rejections.extend(faults)
         if split is not None and not len(readable) and not rejections:
-            raise ArchiveError(_EMPTY_SPLIT)
+            raise EmptySplitError(_EMPTY_SPLIT)
     rejections.extend(reject(identity, item.location, item.reason) for item in refused)
     return BuiltCatalogue(
         arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes),

@@ -154,6 +154,35 @@ def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int
     return ALARM if too_many else DONE
 
 
+@main.command("fit-memory")
+@_configuration
+@_set
+@_json
+@_command
+def fit_memory(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Fit the memory that m-cam needs, or go on with a fit that was interrupted.
+
+    An audit of the same run uses it, and fits it by itself where it is not there.
+    """
+    from workflows.configuration_file import load
+    from workflows.fit_memory import fit_alone
+
+    loaded = load(configuration, overrides)
+    with progress_on(sys.stderr, silent=as_json) as progress:
+        outcome = fit_alone(loaded, progress, _folder(configuration))
+    if as_json:
+        click.echo(json.dumps(asdict(outcome), indent=2))
+        return DONE
+    click.echo(
+        f"{outcome.learned:,} images learned from, {outcome.held_out:,} held out; epoch {outcome.best_epoch} of "
+        f"{outcome.epochs} is kept. Held-out images: {outcome.agreement:.1%} decided as by the model."
+    )
+    click.echo(f"Memory: {outcome.file}")
+    if outcome.mlflow:
+        click.echo(f"MLflow: explain.memory.file: mlflow:runs:/{outcome.mlflow}/memory.pt")
+    return DONE
+
+
 @main.command()
 @_configuration
 @click.option("--address", required=True, metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265.")

@@ -1,9 +1,10 @@
 """Joining or starting Ray, and how much of it each kind of work asks for."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def ray_cluster(engine: Engine, state: Path) -> Iterator[Placement]:
     if ray.is_initialized():
         yield place(engine)
         return
-    _start(engine, Path(engine.spill) if engine.spill else state / "spill")
-    try:
-        yield place(engine)
-    finally:
-        ray.shutdown()
+    # What Ray has to say of the cluster it prints on stdout, and that belongs to results.
+    with redirect_stdout(sys.stderr):
+        _start(engine, Path(engine.spill) if engine.spill else state / "spill")
+        try:
+            yield place(engine)
+        finally:
+            ray.shutdown()
 
 
 def place(engine: Engine) -> Placement:

@@ -74,7 +74,7 @@ class ProfileCommit:
     def _commit(self, block: pa.Table) -> pa.Table:
         row = block.to_pylist()[0]
         if row["error"] is None:
-            Ledger(self.run, "profile").commit(_manifest("profile", row), {"npz": row["output"]})
+            Ledger(self.run, "profile").commit(manifest_of("profile", row), {"npz": row["output"]})
         return block.drop_columns(["output"])
 
 
@@ -101,18 +101,18 @@ class MapsCommit:
         length = min(self.shard_images, self.images - start)
         position = arrays["rows"] - start
         maps = {
-            name.removeprefix("maps/"): _placed(values, position, length, np.nan)
+            name.removeprefix("maps/"): placed_rows(values, position, length, np.nan)
             for name, values in arrays.items()
             if name.startswith("maps/")
         }
         if row["images"]:  # a shard without an explained image stays unwritten, which reads as no map
-            write_maps(self.run, start, maps, _placed(arrays["classes"], position, length, -1))
+            write_maps(self.run, start, maps, placed_rows(arrays["classes"], position, length, -1))
         cases = cases_table(arrays, self.class_names, self.task)
-        Ledger(self.run, "maps").commit(_manifest("maps", row), {"parquet": to_bytes(cases)})
+        Ledger(self.run, "maps").commit(manifest_of("maps", row), {"parquet": to_bytes(cases)})
         return block.drop_columns(["output"])
 
 
-def _placed(
+def placed_rows(
     values: np.ndarray[Any, Any], position: np.ndarray[Any, Any], length: int, fill: float
 ) -> np.ndarray[Any, Any]:
     """Spread the explained images over their shard's rows; rejected rows hold the fill value."""
@@ -121,7 +121,7 @@ def _placed(
     return whole
 
 
-def _manifest(stage: str, row: Mapping[str, Any]) -> Manifest:
+def manifest_of(stage: str, row: Mapping[str, Any]) -> Manifest:
     rejected = tuple(Rejection(*item) for item in json.loads(row["rejected"]))
     notes = tuple(Note(*item) for item in json.loads(row["notes"]))
     return Manifest(stage, row["shard"], row["images"], rejected, notes=notes)

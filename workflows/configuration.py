@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from storage.errors import ConfigurationError
 from tasks.cams.names import BASE_METHODS, MethodName
 from workflows.configuration_baselines import Baselines
+from workflows.configuration_findings import Findings
+from workflows.configuration_memory import Memory
 from workflows.sections import Positive as _Positive
 from workflows.sections import Section as _Section
 
@@ -230,12 +232,20 @@ class Explain(_Section):
     glas: Glas = Glas()
     atlas: Atlas | None = Field(None, description="volumes only: a table of saliency for each region")
     baselines: Baselines = Baselines()
+    memory: Memory = Memory()
     map: Literal["native", "input"] | _Size = Field("native", description="size of stored maps")
     precision: Literal["float32", "bf16"] = "float32"
     border: float = Field(0.1, gt=0, lt=0.5, description="share of each side that counts as border")
 
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The base methods asked for, each once."""
+        return tuple(dict.fromkeys(MethodName.parse(name).base for name in self.methods))
+
     @model_validator(mode="after")
     def _no_doubles(self) -> "Explain":
+        if self.memory.file is not None and "m-cam" not in self.bases:
+            raise ValueError("memory.file: only m-cam has a memory, and it is not among the methods")
         if self.glas.search == "atlas" and self.atlas is None:
             raise ValueError("glas.search: atlas needs explain.atlas")
         if len(set(self.methods)) < len(self.methods):
@@ -269,13 +279,6 @@ class Report(_Section):
     title: str = "Lucency audit"
     pictures: bool = Field(True, description="show images in the report; they are patient pixels")
     burned_in: bool = Field(False, description="also show images whose DICOM header says they carry burned-in text")
-
-
-class Findings(_Section):
-    """From which number on something is listed as a finding."""
-
-    silent: float = Field(0.001, ge=0, le=1, description="share of cells above zero below which a feature is silent")
-    dominant: float = Field(0.25, gt=0, le=1, description="share of a class's importance that makes a feature dominant")
 
 
 class Configuration(_Section):

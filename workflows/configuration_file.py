@@ -71,6 +71,9 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
     if explain.atlas is not None:
         files = {"file": anchor(explain.atlas.file), "names": anchor(explain.atlas.names)}
         explain = explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
+    if explain.memory.file is not None and not explain.memory.file.startswith("mlflow:"):
+        kept = explain.memory.model_copy(update={"file": anchor(explain.memory.file)})
+        explain = explain.model_copy(update={"memory": kept})
     labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
     boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
     engine = configuration.engine.model_copy(update={"spill": anchor(configuration.engine.spill)})

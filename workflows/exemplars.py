@@ -20,7 +20,6 @@ from tasks.methods import Method
 from workflows.configuration import Configuration
 from workflows.images import Images
 from workflows.planes import highest, three_planes
-from workflows.rules import rules_of
 from workflows.shards import ShardReader
 from workflows.survey import LoadedModel
 
@@ -58,6 +57,7 @@ def write_exemplars(
     model: LoadedModel,
     reader: ShardReader,
     limits: Mapping[str, np.ndarray[Any, Any]],
+    rules: Mapping[str, Method],
 ) -> None:
     """Keep pictures and raw maps of the exemplars, so that a report needs neither archive nor model.
 
@@ -65,7 +65,7 @@ def write_exemplars(
     pixels: they are left out by `report.pictures: false`, and images whose header says that text is burned in are
     passed over.
     """
-    rules = rules_of(configuration.explain, limits, axes=len(model.description.input), regions=model.regions)
+    rules = {base: rules[base] for base in limits}
     chosen = _choose(run, burned_in=configuration.report.burned_in) if configuration.report.pictures and rules else []
     if not chosen:
         run.delete(_KEY)

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tasks.memory import spatial_bytes
 from tasks.methods import GlasMap, Method, Painter
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
+from workflows.configuration_memory import Memory
+from workflows.learned_split import Split, asked_for, catalogue_split, shape_of
 from workflows.models import ModelDescription
 from workflows.progress import Progress
 from workflows.state import state_folder
@@ -101,17 +104,22 @@ def plan(configuration: Configuration, progress: Progress, folder: str | None = 
             progress=progress,
         )
         facts = archive_facts(built.table)
-        return freeze(
-            configuration, model, facts, settle(configuration, model.description, facts, model.regions), placement
-        )
+        settings = settle(configuration, model.description, facts, model.regions, model.memory)
+        learned = catalogue_split(configuration, model, progress)[0] if asked_for(configuration) else None
+        return freeze(configuration, model, facts, settings, placement, learned)
 
 
 def freeze(
-    configuration: Configuration, model: LoadedModel, archive: ArchiveFacts, settings: Settings, placement: Placement
+    configuration: Configuration,
+    model: LoadedModel,
+    archive: ArchiveFacts,
+    settings: Settings,
+    placement: Placement,
+    learned: Split | None = None,
 ) -> Plan:
-    """Put numbers to each stage."""
+    """Put numbers to each stage. learned: what a memory is fitted to first."""
     seconds, measured_on = _seconds_a_forward(model, placement)
-    description = model.description
+    explain, description = configuration.explain, model.description
     rules = settings.explain.rules
     features, classes = description.features, len(description.classes)
     profile_forwards = archive.images * (1 + further_forwards(rules, settings.profile.bases, description, classes))
@@ -123,6 +131,7 @@ def freeze(
     weights = state or len(model.package.weights or b"")  # a black box has no tensors to count
     stages = (
         Stage("catalogue", "CPU", 1, archive.catalogued, 0, 0, 0, None),
+        *(() if learned is None else fit_stages(explain.memory, description, learned, placement, seconds)),
         Stage(
             "profile", placement.device, archive.shards, archive.images, archive.file_bytes,
             profile_bytes, profile_forwards, profile_forwards * seconds / 3600,
@@ -149,6 +158,25 @@ def freeze(
         seconds_a_forward=seconds,
         measured_on=measured_on,
         stages=stages,
+    )
+
+
+def fit_stages(
+    memory: Memory, model: ModelDescription, learned: Split, placement: Placement, seconds: float
+) -> tuple[Stage, Stage]:
+    """The features that a memory is fitted to, and its epochs, at most."""
+    facts, images = learned.facts, learned.images
+    kept, (features, *cells) = learned.feature_bytes(model), shape_of(model)
+    # Tensors of the memory, Adam's two moments and the best memory so far; one checkpoint is kept.
+    state = 4 * spatial_bytes(features, tuple(cells), memory.slots)
+    if memory.features == "cached":
+        first, again, forwards = kept, memory.epochs * kept, 0
+    else:
+        first, again, forwards = 0, memory.epochs * facts.file_bytes, memory.epochs * images
+    device, shards = placement.device, facts.shards
+    return (
+        Stage("features", device, shards, images, facts.file_bytes, first, images, images * seconds / 3600),
+        Stage("memory", device, shards, images * memory.epochs, again, state, forwards, forwards * seconds / 3600),
     )
 
 

@@ -1,11 +1,11 @@
-"""Models of an MLflow registry, read from the artifacts they were logged as."""
+"""Models of an MLflow registry, and other files that were logged as artifacts."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage.errors import ModelError
+from storage.errors import ConfigurationError, ModelError
 
 _EXPORTED, _PICKLED = "data/model.pt2", "data/model.pth"  # where mlflow.pytorch puts the model
 
@@ -38,6 +38,24 @@ def fetch_registered(uri: str, *, server: str | None, trust: str) -> tuple[str, 
                 "trust who made it with running code on this machine, set `model.trust: pickle`."
             )
         return "pickle", pickled.read_bytes()
+
+
+def fetch_artifact(uri: str, *, where: str, server: str | None) -> bytes:
+    """A file like `runs:/ID/memory.pt`, named under the key `where`. Raises ConfigurationError."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="lucency-artifact-") as scratch, _tracked_at(server):
+        try:
+            found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
+        except (MlflowException, OSError) as error:
+            raise ConfigurationError(
+                f"{where}: {uri} cannot be had from MLflow: {type(error).__name__}. Are the run, the path of the file "
+                "in it, and mlflow.uri right?"
+            ) from error
+        if not found.is_file():
+            raise ConfigurationError(f"{where}: {uri} is not a file; name the file itself, as in runs:/ID/memory.pt")
+        return found.read_bytes()
 
 
 @contextmanager

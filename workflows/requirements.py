@@ -18,14 +18,13 @@ _PACKAGES = {"occlusion": ("captum",), "lime": ("captum", "sklearn")}
 
 def check_model(configuration: Configuration, classifier: Classifier, description: ModelDescription) -> None:
     """What the model, tried once, does not support. Raises ConfigurationError."""
-    methods = configuration.explain.methods
+    bases = configuration.explain.bases
     _check_sides(configuration, description)
-    _check_head(methods, description)
-    _check_requirements(methods, classifier)
+    _check_head(bases, description)
+    _check_requirements(bases, classifier)
 
 
-def _check_requirements(methods: Iterable[str], classifier: Classifier) -> None:
-    bases = tuple(dict.fromkeys(MethodName.parse(name).base for name in methods))
+def _check_requirements(bases: Iterable[str], classifier: Classifier) -> None:
     for base in bases:
         missing = [package for package in _PACKAGES.get(base, ()) if find_spec(package) is None]
         if missing:
@@ -58,6 +57,8 @@ def check_before(configuration: Configuration) -> None:
     Raises ConfigurationError.
     """
     model, words = configuration.model, black_box(configuration.model.source)
+    if "m-cam" in configuration.explain.bases and configuration.explain.memory.file is None:
+        check_labels(configuration)
     served = model.source.startswith(("http:", "https:"))
     if model.server != Server() and not served:
         raise ConfigurationError(
@@ -87,6 +88,21 @@ def check_before(configuration: Configuration) -> None:
         raise ConfigurationError(f"explain.precision: {words} computes in its own precision; leave the key out.")
 
 
+def check_labels(configuration: Configuration) -> None:
+    """Refuse to fit a memory without labels, or to a split that they do not name. Raises ConfigurationError."""
+    labels, split = configuration.archive.labels, configuration.explain.memory.split
+    if labels is None:
+        raise ConfigurationError(
+            "explain.memory: m-cam's memory learns from labels, and archive.labels is not there. Give labels, or "
+            "explain.memory.file with a memory fitted before."
+        )
+    if split is not None and labels.split is None:
+        raise ConfigurationError(
+            f"explain.memory.split: {split!r} is a split of the label file, and archive.labels.split does not name the "
+            "column. Name it, or set explain.memory.split to null: the memory then learns from the audited images."
+        )
+
+
 def _refuse_features(methods: Iterable[str]) -> None:
     without = PROBABILITY_METHODS + GRADIENT_METHODS
     asked = [name for name in methods if MethodName.parse(name).base not in without]
@@ -97,8 +113,8 @@ def _refuse_features(methods: Iterable[str]) -> None:
         )
 
 
-def _check_head(methods: Iterable[str], model: ModelDescription) -> None:
-    if model.head == "autograd" and any(MethodName.parse(name).base == "cam" for name in methods):
+def _check_head(bases: Iterable[str], model: ModelDescription) -> None:
+    if model.head == "autograd" and "cam" in bases:
         raise ConfigurationError(
             "explain.methods: cam needs a model whose target layer is followed by global average pooling and one "
             f"linear layer, and the head behind {model.layer!r} is another. grad-cam, which differs from it by a "

@@ -13,14 +13,17 @@ from storage.ledger import Ledger
 from storage.objects import Objects
 from storage.records import Rejection
 from storage.tables import concatenate, from_bytes, read_table, write_table
+from tasks.cams.names import MEMORY_METHODS, MethodName
 from tasks.consistency import consistency
 from tasks.explain import ExplainSettings
 from workflows.aggregates import border_attention, mean_by_class
-from workflows.cases import cases_schema
+from workflows.cases import MEMORY_LOGIT, sum_columns
 from workflows.passes import pass_rejections
+from workflows.remembering import memory_measures
 from workflows.survey import ArchiveFacts
 
 _ALL = "(all)"
+_MEMORY = "m-cam"
 _METRICS = pa.schema(
     [
         ("method", pa.string()),
@@ -56,7 +59,14 @@ def finish_tables(
     first = from_bytes(ledger.output(0, "parquet"))
     parts = (from_bytes(ledger.output(shard, "parquet")) for shard in sorted(manifests))
     concatenate(run, "cases.parquet", parts, first.schema)
-    metrics = [*_metrics(run, first.schema, class_names), *_attention(run, settings, class_names, border)]
+    metrics = [
+        *_metrics(run, first.schema, class_names),
+        *_attention(run, settings, class_names, border),
+        *(
+            _row(_MEMORY, name or _ALL, measure, value, n)
+            for name, measure, value, n in memory_measures(run, class_names)
+        ),
+    ]
     write_table(run, "metrics.parquet", pa.Table.from_pylist(metrics, schema=_METRICS))
     return {"catalogued": facts.catalogued, "explained": explained, "rejected": len(rows)}
 
@@ -66,7 +76,6 @@ def _metrics(run: Objects, schema: pa.Schema, class_names: Sequence[str]) -> Ite
 
     A method's column is read when its turn comes: what is held does not grow with the number of methods.
     """
-    known = set(cases_schema(()).names)
     cases = read_table(run, "cases.parquet", ["class", "logit", "probability", "label", "predicted"])
     groups = list(_by_class(cases["class"].to_numpy(), class_names))
     logits, probabilities = cases["logit"].to_numpy(), cases["probability"].to_numpy()
@@ -78,10 +87,14 @@ def _metrics(run: Objects, schema: pa.Schema, class_names: Sequence[str]) -> Ite
         yield _row("model", group, "cases", float(count), count)
         yield _row("model", group, "mean probability", _mean(probabilities[chosen]), count)
         yield _row("model", group, "precision of the predicted class", _mean(scored), len(scored))
-    for method in (name for name in schema.names if name not in known):
+    for method in sum_columns(schema):
         sums = read_table(run, "cases.parquet", [method])[method].to_numpy()
+        if MethodName.parse(method.rpartition(".")[0]).base in MEMORY_METHODS:  # explains another classifier's logit
+            explained = read_table(run, "cases.parquet", [MEMORY_LOGIT])[MEMORY_LOGIT].to_numpy()
+        else:
+            explained = logits
         for group, chosen in groups:
-            agreement = consistency(logits[chosen], sums[chosen])
+            agreement = consistency(explained[chosen], sums[chosen])
             yield _row(method, group, "consistency.pearson", agreement.pearson, agreement.n)
             yield _row(method, group, "consistency.spearman", agreement.spearman, agreement.n)
 

@@ -5,16 +5,24 @@ from collections.abc import Iterable
 from storage.errors import ConfigurationError
 from tasks.atlas import Regions
 from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
+from tasks.cams.mcam import MCam
 from tasks.cams.rules import IsCam, SmoothGradCamPlusPlus, SsCam
 from tasks.glas import Glas, Recursive
+from tasks.memory import Memory
 from tasks.methods import METHODS, GlasMap, Method, RglasMap
 from workflows.configuration import Explain
 
 
 def rules_of(
-    explain: Explain, bases: Iterable[str], *, axes: int = 2, regions: Regions | None = None
+    explain: Explain,
+    bases: Iterable[str],
+    *,
+    axes: int = 2,
+    regions: Regions | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Method]:
-    """How base methods are computed, as configured. axes: of the input; regions: where GLAS may search.
+    """How base methods are computed, as configured. axes: of the input; regions: where GLAS may search; memory: of
+    M-CAM, once it is fitted.
 
     Raises ConfigurationError.
     """
@@ -38,6 +46,7 @@ def rules_of(
         "smooth-grad-cam++": SmoothGradCamPlusPlus(noise.smooth_draws, noise.smooth_std),
         "ss-cam": SsCam(noise.ss_draws, noise.ss_std),
         "is-cam": IsCam(noise.is_steps),
+        "m-cam": MCam(memory, explain.memory.draws),
         "glas": GlasMap("fusion", glas),
         "glas-light": GlasMap("light", glas),
         "glas-shadow": GlasMap("shadow", glas),

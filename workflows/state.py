@@ -20,6 +20,7 @@ _KEY = "run.json"
 # when a job is submitted again.
 _INDIFFERENT = (
     "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file", "explain.atlas",
+    "explain.memory.file",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
     "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
 )  # fmt: skip
@@ -36,17 +37,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_state(run: Objects) -> dict[str, Any] | None:
-    """What the run says of itself, or None where no audit has begun."""
+def read_state(run: Objects, key: str = _KEY) -> dict[str, Any] | None:
+    """What the run, or with another key a part of it, says of itself; None where it has not begun."""
     try:
-        state: dict[str, Any] = json.loads(run.get(_KEY))
+        state: dict[str, Any] = json.loads(run.get(key))
     except FileNotFoundError:
         return None
     return state
 
 
-def write_state(run: Objects, state: Mapping[str, Any]) -> None:
-    run.put(_KEY, json.dumps(state, indent=2, sort_keys=True).encode())
+def write_state(run: Objects, state: Mapping[str, Any], key: str = _KEY) -> None:
+    run.put(key, json.dumps(state, indent=2, sort_keys=True).encode())
 
 
 def meaning(configuration: Configuration) -> dict[str, Any]:
@@ -68,36 +69,44 @@ def digest(value: Any) -> str:
 
 def refuse_changes(state: Mapping[str, Any], configuration: Configuration, digests: Mapping[str, str]) -> None:
     """Raise RunError that names what differs between the audit that began this run and the one asked for."""
-    begun = meaning(Configuration.model_validate(state["configuration"]))
-    asked = meaning(configuration)
-    differences = [
+    found = differences(state, configuration, digests)
+    if found:
+        raise RunError(
+            "this run belongs to another audit:\n"
+            + "\n".join(found)
+            + "\nChoose another `run` directory for the new audit, or undo the change to go on with this one."
+        )
+
+
+def differences(
+    state: Mapping[str, Any], configuration: Configuration, digests: Mapping[str, str], keys: tuple[str, ...] = ("",)
+) -> list[str]:
+    """What would make work that `state` began come out otherwise now. keys: beginnings of those that have a say."""
+    begun, asked = meaning(Configuration.model_validate(state["configuration"])), meaning(configuration)
+    found = [
         f"  {key}: the run has {begun.get(key)!r}, the configuration says {asked.get(key)!r}"
         for key in sorted(begun.keys() | asked.keys())
-        if begun.get(key) != asked.get(key)
+        if key.startswith(keys) and begun.get(key) != asked.get(key)
     ]
     named = {
         "model": "the model's weights or class names",
         "archive": "the archive's files",
         "atlas": "the atlas",
+        "memory": "the memory given",
         "device": "the device",
     }
-    differences += [
+    found += [
         f"  {words}: {known[:12] or 'none'} when the run began, {digests[name][:12] or 'none'} now"
         for name, words in named.items()
         if name in digests and (known := state["digests"].get(name, "")) != digests[name]
     ]
     if state["state"] != "done":  # a result must not be half of one version's and half of another's
-        differences += [
+        found += [
             f"  {name}: version {state['versions'][name]} when the run began, {version} now"
             for name, version in versions().items()
             if name != "python" and state["versions"].get(name, version) != version
         ]
-    if differences:
-        raise RunError(
-            "this run belongs to another audit:\n"
-            + "\n".join(differences)
-            + "\nChoose another `run` directory for the new audit, or undo the change to go on with this one."
-        )
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -77,7 +77,7 @@ def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]
     audit = target / _AUDIT
     audit.mkdir()
     model = _stage_model(configuration.model, folder, audit)
-    explain = _stage_atlas(configuration.explain, audit)
+    explain = _stage_memory(_stage_atlas(configuration.explain, audit), audit)
     notes = [_same_place(name) for name in _local(configuration)]
     changes: dict[str, Any] = {"model": model, "explain": explain}
     changes |= {"engine": configuration.engine.model_copy(update={"address": None})}
@@ -127,6 +127,14 @@ def _stage_atlas(explain: Explain, audit: Path) -> Explain:
     if explain.atlas.names is not None:
         files["names"] = _copied("explain.atlas.names", explain.atlas.names, audit)
     return explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
+
+
+def _stage_memory(explain: Explain, audit: Path) -> Explain:
+    """A fitted memory holds learned features, and no path and no pixel of the archive."""
+    if explain.memory.file is None or explain.memory.file.startswith("mlflow:"):
+        return explain
+    file = _copied("explain.memory.file", explain.memory.file, audit)
+    return explain.model_copy(update={"memory": explain.memory.model_copy(update={"file": file})})
 
 
 def _copied(key: str, location: str, audit: Path) -> str:

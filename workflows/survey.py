@@ -14,10 +14,12 @@ from tasks.atlas import Regions
 from tasks.cams.names import MethodName
 from tasks.classifier import Classifier
 from tasks.explain import STEPS, ExplainSettings
+from tasks.memory import Memory
 from tasks.methods import Method, RglasMap, in_millimetres
 from tasks.profile import ProfileSettings
 from tasks.search_points import Field
 from workflows.configuration import Configuration, Explain
+from workflows.fitted import FittedMemory, fetch_memory
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
 from workflows.regions import read_atlas
 from workflows.requirements import check_before, check_model
@@ -32,6 +34,11 @@ class LoadedModel:
     classifier: Classifier
     description: ModelDescription
     regions: Regions | None = None  # of the atlas, where one is asked for
+    fitted: FittedMemory | None = None  # of M-CAM; None: not asked for, or the run fits its own
+
+    @property
+    def memory(self) -> Memory | None:
+        return None if self.fitted is None else self.fitted.memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,13 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     classifier = build_classifier(package, "cpu")
     description = describe(classifier)
     check_model(configuration, classifier, description)
-    asked = configuration.explain.atlas
-    regions = None if asked is None else read_atlas(asked).covered(classifier.preprocess)
-    return LoadedModel(package, classifier, description, regions)
+    explain = configuration.explain
+    regions = None if explain.atlas is None else read_atlas(explain.atlas).covered(classifier.preprocess)
+    memory = None
+    if explain.memory.file is not None and "m-cam" in explain.bases:
+        memory = fetch_memory(explain.memory.file, configuration.mlflow)
+        memory.refuse_other(description, classifier.preprocess)
+    return LoadedModel(package, classifier, description, regions, memory)
 
 
 FACTS_COLUMNS = (
@@ -126,19 +137,23 @@ class Settings:
 
 
 def settle(
-    configuration: Configuration, model: ModelDescription, archive: ArchiveFacts, regions: Regions | None = None
+    configuration: Configuration,
+    model: ModelDescription,
+    archive: ArchiveFacts,
+    regions: Regions | None = None,
+    memory: Memory | None = None,
 ) -> Settings:
-    """Resolve the configuration against the model, the archive and the regions of an atlas.
+    """Resolve the configuration against the model, the archive, the regions of an atlas and M-CAM's memory, if fitted.
 
     Raises ConfigurationError where they do not go together, before anything runs.
     """
     explain = configuration.explain
     methods = tuple(MethodName.parse(name) for name in explain.methods)
-    bases = tuple(dict.fromkeys(method.base for method in methods))
+    bases = explain.bases
     targets, columns = _targets(explain.targets, model.classes, archive)
     _check_labels(configuration, model.classes, archive, methods)
     batch = configuration.engine.batch
-    rules = rules_of(explain, bases, axes=len(model.input), regions=regions)
+    rules = rules_of(explain, bases, axes=len(model.input), regions=regions, memory=memory)
     space = None if regions is None else regions.space
     _check_spacing(rules, archive, model, space)
     profiled = tuple(

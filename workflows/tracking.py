@@ -4,19 +4,14 @@ MLflow may be down. Then the audit is complete all the same: a warning says so, 
 logging again later fills the same MLflow run.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
 import re
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +19,15 @@ import numpy as np
 
 from storage.objects import Objects
 from workflows.configuration import Configuration
+from workflows.mlflow_store import connected, kind_of, milliseconds, open_run, read_entry, write_entry
 from workflows.report.figures import importance_figure, levels_figure, to_png
 from workflows.report.record import Record
 from workflows.report.results import EVERY_CLASS, Results, read_results
 from workflows.report.tables import feature_order, shown_classes
 from workflows.report.wording import limit_names
-from workflows.state import state_folder
 
-_ENTRY = ".ledger/mlflow.json"
 _DIGEST_CHARACTERS = 36  # what MLflow keeps of a dataset's digest
-# MLflow's own patience with a dead server is minutes; it prints addresses to stdout, where --json belongs.
-_BEHAVIOUR = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
 _LOG = logging.getLogger("lucency.mlflow")
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What the run remembers of its MLflow run. store: digest of the tracking address, which may hold a password."""
-
-    logged: bool
-    run: str | None
-    store: str
-
-    def to_json(self) -> bytes:
-        return json.dumps({"logged": self.logged, "run": self.run, "store": self.store}).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,98 +51,23 @@ def log_run(run: Objects, configuration: Configuration) -> str | None:
     """
     content = _content(run, read_results(run))
     tracking = configuration.mlflow
-    store = hashlib.sha256((tracking.uri or "").encode()).hexdigest()[:16]
-    entry = _read_entry(run, store)
+    entry = read_entry(run, tracking)
     try:
-        with _behaved_mlflow():
-            from mlflow import MlflowClient  # seconds to import, and telemetry has to be off before
-
-            client = MlflowClient(tracking_uri=tracking.uri or _local_store())
-            mlflow_run = _open_run(client, tracking.experiment, tracking.uri is None, entry, content)
-            run.put(_ENTRY, _Entry(False, mlflow_run, store).to_json())
+        with connected(tracking) as client:
+            mlflow_run = open_run(client, tracking, entry.run, name=content.name, started=content.started)
+            entry = replace(entry, logged=False, run=mlflow_run)
+            write_entry(run, entry)
             _send(client, mlflow_run, content)
     except Exception as error:  # servers, databases and object stores fail in classes of their own
-        entry = _read_entry(run, store)
-        run.put(_ENTRY, _Entry(False, entry.run, store).to_json())
+        write_entry(run, replace(entry, logged=False))
         _LOG.warning(
             "MLflow did not take the run (%s). Nothing is lost: `lucency report %s --log` logs it when MLflow is back.",
-            _kind(error),
+            kind_of(error),
             run.location,
         )
         return None
-    run.put(_ENTRY, _Entry(True, mlflow_run, store).to_json())
+    write_entry(run, replace(entry, logged=True))
     return mlflow_run
-
-
-def _read_entry(run: Objects, store: str) -> _Entry:
-    """The entry of this store; another store's run is none of ours."""
-    try:
-        tree = json.loads(run.get(_ENTRY))
-    except FileNotFoundError:
-        return _Entry(False, None, store)
-    return _Entry(tree["logged"], tree["run"], store) if tree["store"] == store else _Entry(False, None, store)
-
-
-def _kind(error: Exception) -> str:
-    """The class of a failure with MLflow's code or the missing module. Its text may hold a password: it stays out."""
-    code = getattr(error, "error_code", None) or getattr(error, "name", None)
-    return f"{type(error).__name__} {code}" if code else type(error).__name__
-
-
-@contextmanager
-def _behaved_mlflow() -> Iterator[None]:
-    """MLflow with telemetry off for good, and short patience unless the environment asks for more."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    added = {name: value for name, value in _BEHAVIOUR.items() if name not in os.environ}
-    os.environ.update(added)
-    alembic = logging.getLogger("alembic")
-    level = alembic.level
-    alembic.setLevel(logging.WARNING)  # announces each step of making the database
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-                warnings.simplefilter("ignore", category)  # of MLflow's libraries, to MLflow's authors
-            yield
-    finally:
-        alembic.setLevel(level)
-        for name in added:
-            os.environ.pop(name, None)
-
-
-def _local_store() -> str:
-    folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def _open_run(client: Any, experiment: str, local: bool, entry: _Entry, content: _Content) -> str:
-    """The MLflow run of this audit: the one logged to before, where it still stands, else a new one."""
-    from mlflow.exceptions import MlflowException
-
-    if entry.run is not None:
-        try:
-            if client.get_run(entry.run).info.lifecycle_stage == "active":
-                return entry.run
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-    experiment_id = _experiment(client, experiment, (state_folder() / "mlartifacts").as_uri() if local else None)
-    created = client.create_run(experiment_id, start_time=content.started, run_name=content.name)
-    return str(created.info.run_id)
-
-
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # another audit may have created it in this moment
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
 
 
 def _send(client: Any, mlflow_run: str, content: _Content) -> None:
@@ -197,8 +96,8 @@ def _content(run: Objects, results: Results) -> _Content:
     digests = dict(record.digests)
     return _Content(
         name=record.title,
-        started=_milliseconds(record.created),
-        ended=_milliseconds(record.finished),
+        started=milliseconds(record.created),
+        ended=milliseconds(record.finished),
         params=_params(record),
         metrics={key: value for key, value in _metrics(results) if math.isfinite(value)},
         tags={
@@ -210,10 +109,6 @@ def _content(run: Objects, results: Results) -> _Content:
         archive=(digests["archive"][:_DIGEST_CHARACTERS], json.dumps(counts)),
         files={**_figures(results), "report.html": run.get("report.html")},
     )
-
-
-def _milliseconds(moment: str) -> int:
-    return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
 def _note(record: Record) -> str:

@@ -5,8 +5,7 @@ An actor returns what it computed and keeps none of it: a retry would count twic
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,27 +16,34 @@ from storage.errors import LucencyError
 from storage.records import Rejection
 from tasks.classifier import Classifier
 from tasks.explain import Explained, ExplainSettings, explain_shard
+from tasks.methods import placed
 from tasks.profile import ProfileSettings, profile_shard
 from workflows.commits import guarded, shard_result
 from workflows.images import Images
 from workflows.models import ModelPackage, build_classifier
+from workflows.scales import Scales
 
 
-def _rejections(images: Images, failures: Mapping[int, str]) -> list[Rejection]:
+def rejections_of(images: Images, failures: Mapping[int, str], stage: str = "explain") -> list[Rejection]:
+    """Images that could not be decoded, and those that failed in a stage, by their place in the shard."""
     decode = [Rejection(identifier, "decode", reason) for identifier, reason in images.rejected.items()]
-    return decode + [Rejection(images.ids[index], "explain", reason) for index, reason in sorted(failures.items())]
+    return decode + [Rejection(images.ids[index], stage, reason) for index, reason in sorted(failures.items())]
 
 
-class _ModelWorker:
+def repeatable(device: str, threads: int) -> None:
+    """float32 means float32 on a GPU too, and the same work gives the same bits on the same kind of device."""
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+class ModelWorker:
     """Builds the classifier once per actor."""
 
     def __init__(self, package: "ray.ObjectRef[ModelPackage]", device: str, threads: int) -> None:
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        # float32 means float32 on a GPU too, and the same shard gives the same bits on the same kind of device.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        repeatable(device, threads)
         self._built = _built(ray.get(package), device)
 
     @property
@@ -56,14 +62,19 @@ def _built(package: ModelPackage, device: str) -> Classifier | LucencyError:
         return error
 
 
-class ProfileWorker(_ModelWorker):
+class ProfileWorker(ModelWorker):
     """Pass 1 on one device."""
 
     def __init__(
-        self, package: "ray.ObjectRef[ModelPackage]", device: str, threads: int, settings: ProfileSettings
+        self,
+        package: "ray.ObjectRef[ModelPackage]",
+        device: str,
+        threads: int,
+        settings: "ray.ObjectRef[ProfileSettings]",
     ) -> None:
         super().__init__(package, device, threads)
-        self.settings = settings
+        asked: ProfileSettings = ray.get(settings)
+        self.settings = replace(asked, rules=placed(asked.rules, torch.device(device)))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self._profile, block)
@@ -77,20 +88,12 @@ class ProfileWorker(_ModelWorker):
             images.shard,
             len(images.ids) - len(done.failures),
             done.profile.to_bytes(),
-            _rejections(images, done.failures),
+            rejections_of(images, done.failures),
             done.notes,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """What pass 1 left for pass 2, by base method: limits [C, 2] and feature masks [F, C]."""
-
-    limits: Mapping[str, np.ndarray[Any, Any]]
-    masks: Mapping[str, np.ndarray[Any, Any]]
-
-
-class ExplainWorker(_ModelWorker):
+class ExplainWorker(ModelWorker):
     """Pass 2 on one device."""
 
     def __init__(
@@ -98,11 +101,12 @@ class ExplainWorker(_ModelWorker):
         package: "ray.ObjectRef[ModelPackage]",
         device: str,
         threads: int,
-        settings: ExplainSettings,
+        settings: "ray.ObjectRef[ExplainSettings]",
         scales: "ray.ObjectRef[Scales]",
     ) -> None:
         super().__init__(package, device, threads)
-        self.settings = settings
+        asked: ExplainSettings = ray.get(settings)
+        self.settings = replace(asked, rules=placed(asked.rules, torch.device(device)))
         self.scales: Scales = ray.get(scales)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -124,7 +128,7 @@ class ExplainWorker(_ModelWorker):
             images.shard,
             len(images.ids) - len(done.failures),
             _pack(images, done),
-            _rejections(images, done.failures),
+            rejections_of(images, done.failures),
             done.notes,
         )
 
@@ -143,6 +147,7 @@ def _pack(images: Images, done: Explained) -> bytes:
     }
     arrays |= {f"maps/{name}": values for name, values in done.maps.items()}
     arrays |= {f"sums/{name}": values for name, values in done.sums.items()}
+    arrays |= {f"remembered/{name}": values for name, values in done.remembered.items()}
     sink = io.BytesIO()
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for allow_pickle
     return sink.getvalue()

@@ -12,7 +12,12 @@ import pyarrow as pa
 from storage.arrays import NamedArray, write_arrays
 from storage.objects import Objects
 from storage.tables import write_table
+from tests.workflows.synthetic_memory import fit_memory
 from tests.workflows.synthetic_scene import Array, Scene, make_scene
+from workflows.configuration_findings import Findings
+from workflows.findings import write_findings
+from workflows.profile_arrays import named
+from workflows.remembering import write_memory
 
 _FINDINGS = [
     {
@@ -41,6 +46,7 @@ class Recipe:
     )
     class_names: tuple[str, ...] | None = None
     title: str = "Synthetic chest audit"
+    memory_epochs: int | None = None  # of the memory behind M-CAM; None: m-cam is not asked for
 
 
 def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
@@ -56,6 +62,8 @@ def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
     write_table(run, "catalogue.parquet", _catalogue(recipe))
     write_table(run, "rejected.parquet", _rejected(recipe))
     write_arrays(run, "profile.zarr", _profile(scene, logits, maps, limits), {})
+    if recipe.memory_epochs is not None:
+        _add_memory(run, scene, names, _profile(scene, logits, maps, limits), recipe.memory_epochs)
     sums = _sums(maps, answers, limits)
     write_table(run, "metrics.parquet", _metrics(scene, names, logits, sums))
     run.put(".ledger/exemplars.npz", _exemplars(recipe, scene, logits, maps, limits))
@@ -181,6 +189,18 @@ def _profile(scene: Scene, logits: Array, maps: Array, limits: Array) -> dict[st
         "logits/minimum": NamedArray(logits.min(0), ("class",), "least logit"),
         "logits/maximum": NamedArray(logits.max(0), ("class",), "largest logit"),
     }
+
+
+def _add_memory(
+    run: Objects, scene: Scene, names: tuple[str, ...], profile: dict[str, NamedArray], epochs: int
+) -> None:
+    """What an audit with m-cam leaves besides, the findings too."""
+    fitted, use = fit_memory(scene, names, epochs)
+    images = {"images": np.array(len(scene.activations))}
+    used = {f"memory/{name}": values for name, values in use.arrays().items()}
+    write_arrays(run, "profile.zarr", {**profile, **named({**images, **used})}, {})
+    write_memory(run, fitted)
+    write_findings(run, Findings(), ("grad-cam",), names)
 
 
 def _histogram(maps: Array) -> dict[str, NamedArray]:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -10,9 +12,11 @@ from tasks.atlas import Regions
 from tasks.baselines import LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.methods import METHODS
 from tasks.search_points import Field
+from workflows.cluster import Placement
 from workflows.configuration import Configuration, check
+from workflows.learned_split import Split
 from workflows.models import ModelDescription
-from workflows.plan import Plan, Stage, further_forwards
+from workflows.plan import Plan, Stage, fit_stages, further_forwards
 from workflows.rules import rules_of
 from workflows.survey import ArchiveFacts, Settings, settle
 
@@ -117,6 +121,26 @@ def test_further_forwards_are_those_that_methods_and_classes_do_not_share(
 ) -> None:
     rules = rules_of(_asked(glas=glas).explain, bases)
     assert further_forwards(rules, bases, _MODEL, 5) == forwards
+
+
+@pytest.mark.parametrize(
+    ("features", "first", "epochs"),
+    [
+        ("cached", (4 * 900 * 2048 * 49, 900), (4 * 900 * 2048 * 49 * 30, 0)),
+        ("recomputed", (0, 900), (10**13 * 30, 27_000)),
+    ],
+)
+def test_a_fit_of_a_memory_is_two_stages(features: str, first: tuple[int, int], epochs: tuple[int, int]) -> None:
+    """Of the first: bytes written and forwards; of the second, at most: bytes read and forwards."""
+    asked = _asked(methods=["m-cam"], memory={"features": features, "epochs": 30, "slots": 100})
+    split = Split(asked.archive, pa.table({}), _FACTS, np.arange(999_990) < 900)
+    placement = Placement("cuda", 2, 1, {"num_gpus": 1}, 1.0, 0.5)
+    seen, fitted = fit_stages(asked.explain.memory, _MODEL, split, placement, 0.1)
+    assert (seen.name, seen.images, seen.reads) == ("features", 900, 10**13)
+    assert (seen.writes, seen.forwards) == first
+    assert (fitted.name, fitted.images, fitted.writes) == ("memory", 27_000, 4 * 4 * 100 * 2048 * 49)
+    assert (fitted.reads, fitted.forwards) == epochs
+    assert fitted.device_hours == pytest.approx(epochs[1] * 0.1 / 3600)
 
 
 def test_search_points_of_a_volume_are_a_cube() -> None:

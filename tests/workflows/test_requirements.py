@@ -7,6 +7,7 @@ import pytest
 
 from storage.errors import ConfigurationError
 from workflows.configuration import Configuration, check
+from workflows.requirements import check_before
 from workflows.survey import load_model
 
 _MODEL = """
@@ -34,6 +35,22 @@ def _asked(folder: Path, *methods: str, factory: str = "factory", **model: objec
             "explain": {"methods": list(methods)},
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("archive", "told"),
+    [
+        ({}, r"explain\.memory: m-cam's memory learns from labels, and archive\.labels is not there"),
+        ({"labels": {"file": "l.csv"}}, r"explain\.memory\.split: 'train' .* archive\.labels\.split does not name"),
+    ],
+)
+def test_m_cam_is_refused_without_labels_to_learn_from(archive: dict[str, object], told: str) -> None:
+    tree = {"run": "run", "archive": {"location": "a", **archive}, "model": {"source": "torchvision:resnet50"}}
+    with pytest.raises(ConfigurationError, match=told):
+        load_model(check({**tree, "explain": {"methods": ["s-m-cam"]}}), None)
+    if "labels" in archive:
+        check_before(check({**tree, "explain": {"methods": ["m-cam"], "memory": {"split": None}}}))
+    check_before(check({**tree, "explain": {"methods": ["m-cam"], "memory": {"file": "memory.pt"}}}))
 
 
 @pytest.mark.parametrize("method", ["gradient", "s-gradient", "meaningful-perturbation"])

@@ -1,0 +1,264 @@
+"""A memory is fitted to a split of the digits archive: once, with others, anew, from MLflow, and after kills."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from storage.errors import ConfigurationError, LucencyError, ModelError, RunError
+from tests.small_audits import environment, kill, lucency, start_lucency, wait_for_manifests, write_archive, write_audit
+from workflows.cluster import ray_cluster
+from workflows.configuration import Engine
+from workflows.configuration_file import load
+from workflows.fit_memory import Outcome, fit_alone
+from workflows.fitted import FittedMemory, from_bytes
+from workflows.progress import SilentProgress
+
+# Of Ray Data and of MLflow's database, to their authors.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+_IMAGES, _TRAIN = 64, 48
+_MEMORY = {"slots": 12, "epochs": 3, "batch": 16, "rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits, three quarters of them the training split; one of these is damaged, one has no label."""
+    folder = tmp_path_factory.mktemp("archive")
+    write_archive(folder, _IMAGES)
+    with (folder / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows[4]["label"] = ""
+    damaged = folder / "archive" / rows[6]["image"]
+    damaged.write_bytes(damaged.read_bytes()[:-200])  # a PNG whose header is whole
+    with (folder / "labels.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "label", "split"))
+        writer.writerows((row["image"], row["label"], "train" if i < _TRAIN else "test") for i, row in enumerate(rows))
+    lines = (folder / "labels.csv").read_text().splitlines(keepends=True)
+    (folder / "few.csv").write_text("".join(line for line in lines if ",seven," not in line))
+    (folder / "none.csv").write_text(lines[0] + "0000.png,,train\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+        with ray_cluster(Engine(), tmp_path_factory.mktemp("spill")):
+            yield
+
+
+def written(
+    folder: Path, run: str, *, slow: float = 0.0, tracking: dict[str, str] | None = None, **memory: object
+) -> Path:
+    return write_audit(
+        folder,
+        run=run,
+        slow=slow,
+        archive__labels={"file": "labels.csv", "split": "split"},
+        explain={"methods": ["m-cam", "s-m-cam"], "memory": memory if "file" in memory else _MEMORY | memory},
+        engine={"shard_images": 16, "batch": 16, "workers": 1},
+        mlflow=tracking or {"enabled": False},
+    )
+
+
+def fitted(folder: Path, run: str, **keys: object) -> tuple[Outcome, FittedMemory]:
+    path = written(folder, run, **keys)  # type: ignore[arg-type]
+    outcome = fit_alone(load(path, ()), SilentProgress(), str(folder))
+    return outcome, from_bytes(Path(outcome.file).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def plain(archive: Path, cluster: None) -> tuple[Outcome, FittedMemory]:
+    return fitted(archive, "plain")
+
+
+def test_it_learns_from_the_labelled_images_of_the_split_and_loses_none(
+    archive: Path, plain: tuple[Outcome, FittedMemory]
+) -> None:
+    outcome, memory = plain
+    table = pq.read_table(archive / "plain/memory/catalogue.parquet")
+    rejected = pq.read_table(archive / "plain/memory/rejected.parquet").to_pylist()
+    assert len(table) == _TRAIN
+    assert [row["stage"] for row in rejected] == ["decode"]
+    assert outcome.learned + outcome.held_out == _TRAIN - 2  # one has no label
+    assert memory.about.learned == outcome.learned
+    assert [sorted(row) for row in memory.about.history] == [sorted(memory.about.history[0])] * 3
+    losses = [row["held-out.loss"] for row in memory.about.history]
+    assert losses[-1] < losses[0]
+    assert losses[memory.about.best_epoch] == min(losses)
+
+
+def test_it_leaves_the_memory_and_nothing_large_that_only_the_fit_needed(
+    archive: Path, plain: tuple[Outcome, FittedMemory]
+) -> None:
+    folder = archive / "plain/memory"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [".ledger", "catalogue.parquet", "rejected.parquet", "fit.json", plain[1].name]
+    )
+    assert not list((folder / ".ledger").glob("epochs/*"))
+    again = fit_alone(load(archive / "plain.yaml", ()), SilentProgress(), str(archive))
+    assert again == plain[0]
+
+
+def test_killed_behind_its_last_step_it_is_ended_by_the_next_call(
+    archive: Path, plain: tuple[Outcome, FittedMemory]
+) -> None:
+    told = archive / "plain/memory/fit.json"
+    told.write_text(told.read_text().replace('"state": "done"', '"state": "running"'))
+    assert fit_alone(load(archive / "plain.yaml", ()), SilentProgress(), str(archive)) == plain[0]
+    assert json.loads(told.read_text())["state"] == "done"
+
+
+def test_a_memory_that_is_gone_or_changed_is_refused(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
+    file = Path(plain[0].file)
+    data = file.read_bytes()
+    try:
+        file.unlink()
+        with pytest.raises(RunError, match=r"the file is gone; delete .* to fit anew"):
+            fit_alone(load(archive / "plain.yaml", ()), SilentProgress(), str(archive))
+        file.write_bytes(data.replace(b"held-out.agreement", b"held-out.agreemend"))
+        with pytest.raises(LucencyError, match=r"was changed since|not a memory"):
+            fit_alone(load(archive / "plain.yaml", ()), SilentProgress(), str(archive))
+    finally:
+        file.write_bytes(data)
+
+
+def test_the_same_seed_gives_the_same_memory_and_another_another(
+    archive: Path, plain: tuple[Outcome, FittedMemory]
+) -> None:
+    assert fitted(archive, "again")[1].sha256 == plain[1].sha256
+    assert fitted(archive, "seed", seed=1)[1].sha256 != plain[1].sha256
+
+
+def test_two_workers_reach_the_same_losses(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
+    shared = fitted(archive, "shared", workers=2)[1].about.history
+    for mine, theirs in zip(plain[1].about.history, shared, strict=True):
+        for name in ("train.loss", "held-out.loss", "held-out.address.slots"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
+def test_features_computed_anew_are_the_cached_ones(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
+    anew = fitted(archive, "anew", features="recomputed")[1].about.history
+    for mine, theirs in zip(plain[1].about.history, anew, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+
+
+def test_a_fit_that_diverges_says_which_key_may_help(archive: Path, cluster: None) -> None:
+    with pytest.raises(ModelError, match=r"the fit diverged.*explain\.memory\.rate than 1e\+30"):
+        fitted(archive, "diverged", rate=1e30)
+    assert not list((archive / "diverged/memory").glob("memory-*.pt"))
+
+
+def test_another_fit_in_the_same_folder_is_refused(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
+    with pytest.raises(RunError, match=r"explain\.memory\.epochs: the run has 3, the configuration says 5"):
+        fitted(archive, "plain", epochs=5)
+    written(archive, "plain")
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels", "told"),
+    [
+        ({"slots": 100}, "labels.csv", r"explain\.memory\.slots: 100 slots, and \d\d images to learn from"),
+        ({}, "few.csv", r"explain\.memory: no image of 'seven' among the \d+ it may learn from"),
+        ({}, "none.csv", r"explain\.memory: a memory learns from labels, and no image it may learn from has one"),
+        ({"split": "nowhere"}, "labels.csv", r"explain\.memory\.split: no file of the archive belongs to 'nowhere'"),
+    ],
+)
+def test_what_cannot_fill_a_memory_is_refused_before_anything_is_computed(
+    archive: Path, cluster: None, keys: dict[str, object], labels: str, told: str
+) -> None:
+    path = written(archive, "refused", **keys)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=told):
+        fit_alone(load(path, (f"archive.labels.file={labels}",)), SilentProgress(), str(archive))
+    assert not (archive / "refused/memory/fit.json").exists()
+
+
+def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
+    archive: Path, plain: tuple[Outcome, FittedMemory]
+) -> None:
+    tracking = {"experiment": "memories"}
+    done = lucency("audit", str(written(archive, "tracked", tracking=tracking)), folder=archive)
+    assert done.returncode == 0, done.stderr
+    name = plain[1].name
+    assert (archive / "tracked/memory" / name).is_file()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{archive / '.lucency' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'memories'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    of_fit = runs["memory"]
+    curve = client.get_metric_history(of_fit.info.run_id, "held_out.loss")
+    assert [(point.step, point.value) for point in sorted(curve, key=lambda point: point.step)] == [
+        (epoch, row["held-out.loss"]) for epoch, row in enumerate(plain[1].about.history)
+    ]
+    assert of_fit.data.params["memory.slots"] == "12"
+    assert of_fit.data.tags["digest.memory"] == plain[1].sha256
+    file = f"mlflow:runs:/{of_fit.info.run_id}/memory.pt"
+    done = lucency("audit", str(written(archive, "given", tracking=tracking, file=file)), folder=archive)
+    assert done.returncode == 0, done.stderr
+    digests = json.loads((archive / "given/run.json").read_text())["digests"]
+    assert digests["memory"] == plain[1].sha256
+    for table in ("cases.parquet", "metrics.parquet"):
+        assert (archive / "given" / table).read_bytes() == (archive / "tracked" / table).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive: Path, cluster: None) -> str:
+    """The memory's name when nothing goes wrong. A slowed model has the same numbers."""
+    return fitted(archive, "undisturbed", features="recomputed")[1].name
+
+
+def test_a_driver_killed_in_mid_epoch_costs_that_epoch_and_no_bit(archive: Path, undisturbed: str) -> None:
+    """Epochs that compute features anew with a slowed model last long enough to be killed in their middle."""
+    slow = written(archive, "driver", slow=0.1, features="recomputed")
+    process = start_lucency("fit-memory", str(slow), folder=archive)
+    folder = archive / "driver/memory"
+    (first, *_) = wait_for_manifests(folder, "epochs", 1, process)
+    kill(process)
+    assert len(list((folder / ".ledger/epochs").glob("*.json"))) < 3
+    assert not list(folder.glob("memory-*.pt"))
+    moment = first.stat().st_mtime_ns
+    told: list[int] = []
+    resumed = load(written(archive, "driver", features="recomputed"), ())
+    fit_alone(resumed, _Watching(lambda: told.append(first.stat().st_mtime_ns)), str(archive))
+    assert told[0] == moment  # the finished epoch is not done again
+    assert [path.name for path in folder.glob("memory-*.pt")] == [undisturbed]
+
+
+def test_a_worker_killed_in_mid_epoch_is_replaced_and_costs_no_bit(archive: Path, undisturbed: str) -> None:
+    slow = written(archive, "worker", slow=0.1, features="recomputed")
+    process = start_lucency("fit-memory", str(slow), folder=archive)
+    wait_for_manifests(archive / "worker/memory", "epochs", 1, process)
+    (victim,) = _train_workers(process)
+    victim.kill()
+    assert process.wait(timeout=240) == 0, (archive / "log").read_text()
+    assert [path.name for path in (archive / "worker/memory").glob("memory-*.pt")] == [undisturbed]
+
+
+class _Watching(SilentProgress):
+    """Calls when an epoch is told of."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def advance(self, stage: str, count: int = 1) -> None:
+        if stage == "memory":
+            self._call()
+
+
+def _train_workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            title = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::") and "TrainWorker" in title:
+            found.append(child)
+    return found

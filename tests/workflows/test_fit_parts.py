@@ -1,0 +1,117 @@
+"""Parts of the memory's fit that only show when something is otherwise: another device, another cluster, a fault."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from storage.errors import ArchiveError, LucencyError, RunError
+from storage.ledger import Ledger, Manifest
+from storage.objects import Objects
+from tasks.fitting import Fitting, Recipe
+from workflows import audit, fit_epochs
+from workflows.cluster import Placement
+from workflows.configuration import check
+from workflows.fit_epochs import _cause, _share, _train
+from workflows.fit_worker import STAGE, last_state
+from workflows.learned_split import groups_of, learned_archive
+from workflows.progress import SilentProgress
+
+
+def test_a_checkpoint_that_a_gpu_wrote_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting = Fitting(Recipe(slots=4), (3, 2, 2), 2, "cpu")
+    fitting.step(torch.rand(4, 3, 2, 2), torch.eye(2)[[0, 1, 0, 1]], images=4)
+    state = fitting.to_state()
+    sink = io.BytesIO()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
+    torch.save(state, sink)
+    monkeypatch.undo()
+    ledger = Ledger(Objects(str(tmp_path)), STAGE)
+    ledger.commit(Manifest(STAGE, 0, 4), {"pt": sink.getvalue()})
+    found = last_state(ledger)
+    assert found is not None
+    assert torch.equal(found["memory"]["keys"], state["memory"]["keys"])
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(
+        ("nodes", "workers", "share"),
+        [([2], 1, 1.0), ([8], 2, 2.0), ([4, 4, 4], 1, 2.0), ([4, 4, 4], 6, 1.0), ([0, 2], 1, 1.0)],
+    )
+    def test_a_worker_asks_for_no_more_than_half_of_what_a_node_has(
+        self, monkeypatch: pytest.MonkeyPatch, nodes: list[int], workers: int, share: float
+    ) -> None:
+        alive = [{"Alive": True, "Resources": {"CPU": float(cores)}} for cores in nodes]
+        monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0}}])
+        placement = Placement("cpu", 3, 1, {"num_cpus": sum(nodes) / 2 / 3}, 0.5, 0.1)
+        assert _share(workers, placement) == pytest.approx(share, abs=1e-3)
+
+    def test_a_fit_on_more_gpus_than_there_are_now_says_what_helps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
+        lesson = SimpleNamespace(run=SimpleNamespace(location="RUN/memory"))
+        with pytest.raises(LucencyError, match=r"RUN/memory: this fit has 4 workers .* shows 2 GPU.*delete the folder"):
+            _train(lesson, 4, 2, Placement("cuda", 8, 1, {"num_gpus": 1}, 1.0, 0.5))  # type: ignore[arg-type]
+
+
+class TestFaults:
+    def test_our_own_words_come_through_and_rays_traceback_does_not(self) -> None:
+        inner = ArchiveError("the archive cannot be read")
+        wrapped = RayTaskError("read", "Traceback: /data/patients/name.dcm", inner).as_instanceof_cause()
+        assert isinstance(wrapped, ArchiveError)  # which is why one has to look
+        found = _cause(_failed({0: wrapped}))
+        assert str(found) == "the archive cannot be read"
+
+    def test_of_anything_else_only_the_class_is_told(self) -> None:
+        found = _cause(_failed({0: OSError("/data/patients/name.dcm"), 1: MemoryError()}))
+        assert "MemoryError, OSError" in str(found)
+        assert "patients" not in str(found)
+
+    def test_a_stores_bad_moment_costs_a_look_and_not_the_fit(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Failing(Ledger):
+            def shards(self) -> list[int]:
+                raise OSError("https://user:secret@store")
+
+        lesson = SimpleNamespace(recipe=Recipe())
+        curves = SimpleNamespace(tell=lambda rows: None)
+        ledger = Failing(Objects(str(tmp_path)), STAGE)
+        with fit_epochs._told(ledger, lesson, SilentProgress(), curves):  # type: ignore[arg-type]
+            pass
+        assert [record.getMessage() for record in caplog.records] == ["the epochs could not be looked up (OSError)"]
+
+
+def _failed(failures: dict[int, Exception]) -> Exception:
+    error = RuntimeError("of Ray Train")
+    error.worker_failures = failures  # type: ignore[attr-defined]
+    return error
+
+
+def test_an_audit_does_not_go_on_with_another_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first pass may have used the one that was there before."""
+    about = SimpleNamespace(history=[{}], learned=3, held_out=1)
+    monkeypatch.setattr(audit, "fit_memory", lambda *_: SimpleNamespace(sha256="b" * 64, about=about))
+    monkeypatch.setattr(audit, "epochs_done", lambda fit: 1)
+    under_way = SimpleNamespace(
+        configuration=None, model=None, placement=None, progress=None, run=Objects(str(tmp_path))
+    )
+    with pytest.raises(RunError, match="this audit began with the memory aaaaaaaaaaaaaaaa, and the run holds bbbb"):
+        audit._fitted(under_way, None, {"digests": {"fitted": "a" * 64}, "stages": {}})  # type: ignore[arg-type]
+
+
+def test_boxes_have_no_say_in_what_is_learned_from() -> None:
+    labels = {"file": "labels.csv", "split": "split"}
+    tree = {"run": "r", "model": {"source": "torchvision:resnet50"}}
+    for split, expected in (("train", "train"), (None, "test")):
+        archive = {"location": "a", "labels": labels, "boxes": {"file": "boxes.csv"}, "split": "test"}
+        explain = {"methods": ["m-cam"], "memory": {"split": split}}
+        learned = learned_archive(check({**tree, "archive": archive, "explain": explain}))
+        assert (learned.boxes, learned.split) == (None, expected)
+
+
+def test_images_of_an_unknown_patient_are_kept_together_by_their_file() -> None:
+    assert groups_of(["p", None, None, "p"], ["a", "b", "b", "c"]) == ["p", "b", "b", "p"]
