@@ -5,6 +5,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from storage.objects import Objects
 from workflows.report import tables, wording
 from workflows.report.gallery import galleries
+from workflows.report.memory_page import memory_page
 from workflows.report.painting import data_uri, legend
 from workflows.report.results import AGREEMENT, EVERY_CLASS, read_results
 
@@ -40,6 +41,7 @@ def build_report(run: Objects) -> str:
         swatches={name: data_uri(legend(*ends, width=48), lossless=True) for name, ends in _SWATCHES.items()},
         levels=[tables.level_table(results, levels, shown) for levels in results.levels],
         importance=[tables.importance_table(results, importance, shown) for importance in results.importance],
+        memory=memory_page(results.memory, results.record.model.classes, shown),
         regions=tables.region_tables(results, shown),
         silent=int((results.active == 0).sum()),
         classes=tables.class_rows(results, shown),

@@ -39,6 +39,11 @@ def paint(picture: Array, level: Array) -> Array:
 def legend(low: float = LOWEST, high: float = HIGHEST, width: int = 400) -> Array:
     """The levels from `low` to `high` as a strip, painted the way the maps are, without an image below."""
     level = np.repeat(np.linspace(low, high, width)[None], 8, axis=0)
+    return ground(level)
+
+
+def ground(level: Array) -> Array:
+    """Levels [H,W] without an image below."""
     return _blend(np.full((*level.shape, 3), _GROUND), level)
 
 

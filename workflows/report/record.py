@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Self
 
 # Listed one by one: a key that a later version adds stays private until someone puts it here.
+_MEMORY, _DRAWS = "explain.memory", "explain.memory.draws"
 _PUBLIC = (
     "archive.images",
     "archive.frames",
@@ -26,6 +27,19 @@ _PUBLIC = (
     "explain.perturbation",
     "explain.glas",
     "explain.baselines",
+    "explain.memory.split",
+    "explain.memory.features",
+    "explain.memory.workers",
+    "explain.memory.slots",
+    "explain.memory.radius",
+    "explain.memory.epochs",
+    "explain.memory.batch",
+    "explain.memory.rate",
+    "explain.memory.patience",
+    "explain.memory.held_out",
+    "explain.memory.mixed",
+    "explain.memory.seed",
+    _DRAWS,
     "explain.map",
     "explain.precision",
     "explain.border",
@@ -166,7 +180,11 @@ def _pairs(tree: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _public(configuration: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model.source", _without_folder(configuration["model"]["source"])
+    # A memory that came as a file was fitted by a recipe of its own: that of the configuration was not used.
+    foreign = configuration["explain"].get("memory", {}).get("file") is not None
     for key, value in _leaves(configuration, ""):
+        if foreign and key.startswith(f"{_MEMORY}.") and key != _DRAWS:
+            continue
         if value is not None and any(key == public or key.startswith(f"{public}.") for public in _PUBLIC):
             yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

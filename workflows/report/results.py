@@ -17,6 +17,7 @@ from storage.arrays import array_names, read_array
 from storage.errors import RunError
 from storage.objects import Objects
 from storage.tables import read_table
+from workflows.report.memory import Memory, read_memory
 from workflows.report.record import Record
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +39,7 @@ class RejectedCount:
 class Finding:
     """Something worth a look; it is listed because its number passed the threshold of the configuration."""
 
+    kind: str
     sentence: str
     threshold: float
 
@@ -129,6 +131,7 @@ class Results:
     labelled: Array  # [C] images labelled so
     exemplars: Exemplars | None
     regions: tuple[Region, ...]  # none without an atlas
+    memory: Memory | None  # of M-CAM
 
     def find(self, method: str, category: str, measure: str) -> Metric | None:
         wanted = (method, category, measure)
@@ -156,7 +159,7 @@ def read_results(run: Objects) -> Results:
         metrics=tuple(
             Metric(row["method"], row["class"], row["measure"], row["value"], row["n"]) for row in metrics.to_pylist()
         ),
-        findings=tuple(Finding(item["sentence"], item["threshold"]) for item in findings),
+        findings=tuple(Finding(item["kind"], item["sentence"], item["threshold"]) for item in findings),
         levels=tuple(_levels(run, base) for base in _bases(names, "levels", "limits")),
         importance=tuple(_importance(run, base) for base in _bases(names, "importance", "all")),
         active=read_array(run, _PROFILE, "features/active") if "features/active" in names else np.zeros(0),
@@ -164,6 +167,7 @@ def read_results(run: Objects) -> Results:
         labelled=read_array(run, _PROFILE, "labels/count"),
         exemplars=_exemplars(run),
         regions=_regions(run),
+        memory=read_memory(run),
     )
 
 
