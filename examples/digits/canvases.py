@@ -42,12 +42,23 @@ def read_digits() -> Digits:
 def draw(digits: Digits, seed: int) -> Canvases:
     """The same seed gives the same canvases."""
     random = np.random.default_rng(seed)
-    pixels = random.normal(_BACKGROUND, _NOISE, (len(digits.ink), SIDE, SIDE)).astype(np.float32)
+    pixels = blank(random, len(digits.ink), SIDE)
     boxes = np.empty((len(digits.ink), 4), np.int64)
     for index, ink in enumerate(digits.ink):
         side = int(random.integers(_SMALLEST, _LARGEST + 1))
         x, y = random.integers(0, SIDE - side + 1, 2).tolist()
-        stroke = Image.fromarray(ink).resize((side, side), Image.Resampling.BICUBIC)
-        pixels[index, y : y + side, x : x + side] += np.clip(np.asarray(stroke), 0, 1) * random.uniform(0.5, 0.8)
         boxes[index] = x, y, x + side, y + side
+        write(pixels[index], ink, boxes[index], random)
     return Canvases(np.clip(pixels, 0, 1), boxes)
+
+
+def blank(random: np.random.Generator, count: int, side: int) -> Floats:
+    """Canvases [N,side,side] with noise and nothing else; it may leave [0,1]."""
+    return random.normal(_BACKGROUND, _NOISE, (count, side, side)).astype(np.float32)
+
+
+def write(canvas: Floats, ink: Floats, box: NDArray[np.int64], random: np.random.Generator) -> None:
+    """Add a digit, as bright as drawn, to a canvas [H,W] in a square box."""
+    x0, y0, x1, y1 = box.tolist()
+    stroke = Image.fromarray(ink).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)
+    canvas[y0:y1, x0:x1] += np.clip(np.asarray(stroke), 0, 1) * random.uniform(0.5, 0.8)

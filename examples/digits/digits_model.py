@@ -16,7 +16,7 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(_block(1, 16), _block(16, 32), _block(32, 64), _block(64, 64, pool=False))
+        self.features = nn.Sequential(block(1, 16), block(16, 32), block(32, 64), block(64, 64, pool=False))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(64, len(classes))
 
@@ -25,7 +25,7 @@ class DigitsNet(nn.Module):
         return logits
 
 
-def _block(inputs: int, outputs: int, *, pool: bool = True) -> nn.Sequential:
+def block(inputs: int, outputs: int, *, pool: bool = True) -> nn.Sequential:
     layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 

@@ -16,24 +16,42 @@ _RATE = 4e-3
 
 def train(digits: Digits, *, epochs: int, seed: int, say: Callable[[str], None]) -> nn.Module:
     """Each epoch draws every digit anew at another place, so the network cannot learn the places."""
+    values = torch.from_numpy(digits.values)
+
+    def drawn(epoch: int) -> tuple[Tensor, Tensor]:
+        return normalised(draw(digits, seed=seed + 1 + epoch).pixels), values
+
+    return fit(factory, drawn, cross_entropy, images=len(values), epochs=epochs, seed=seed, say=say)
+
+
+def fit(
+    factory: Callable[[], nn.Module],
+    drawn: Callable[[int], tuple[Tensor, Tensor]],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    *,
+    images: int,
+    epochs: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> nn.Module:
+    """A network fitted to the inputs and targets that are drawn for each epoch. criterion: loss of logits, targets."""
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         module = factory().train()
         optimiser = torch.optim.AdamW(module.parameters(), weight_decay=1e-3)
-        batches = -(-len(digits.values) // _BATCH)
+        batches = -(-images // _BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=epochs * batches)
-        targets = torch.from_numpy(digits.values)
         for epoch in range(epochs):
-            inputs = normalised(draw(digits, seed=seed + 1 + epoch).pixels)
+            inputs, targets = drawn(epoch)
             total = 0.0
             for chosen in torch.randperm(len(inputs)).split(_BATCH):
-                loss = cross_entropy(module(inputs[chosen]), targets[chosen])
+                loss = criterion(module(inputs[chosen]), targets[chosen])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
                 total += loss.item() * len(chosen)
-            say(f"epoch {epoch + 1}/{epochs}: loss {total / len(inputs):.3f}")
+            say(f"epoch {epoch + 1}/{epochs}: loss {total / images:.3f}")
     return module.eval()
 
 
