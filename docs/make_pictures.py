@@ -1,7 +1,8 @@
 """Writes docs/images/methods/: `python -m docs.make_pictures`, in about a quarter of an hour on one core.
 
 Images and weights are real and come from installed packages; the digits classifier is trained as its example does.
-Every map comes from the functions that the two passes run, and every seed is fixed.
+Every map comes from the functions that the two passes run, and every seed is fixed. M-CAM is drawn for digits only: its
+memory learns from labelled training images, and those of the photographs' classifier do not come with a package.
 """
 
 import csv
@@ -18,12 +19,16 @@ from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from examples.co_occurrence.memories import fit_memory
 from examples.digits import make as digits
 from examples.real import make as real
 from storage.decode import decode_image
-from tasks.cams.names import BASE_METHODS, MethodName
+from tasks.cams.names import BASE_METHODS, MEMORY_METHODS, MethodName
+from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.explain import STEPS, ExplainSettings, explain_shard
+from tasks.fitting import Recipe
+from tasks.memory import Memory
 from tasks.profile import ProfileSettings, Truth, profile_shard
 from workflows.configuration import Explain, Glas, Perturbation
 from workflows.configuration_baselines import Baselines
@@ -39,7 +44,8 @@ _PHOTOGRAPHS = ("coffee.png", "chelsea.png", "camera.png")
 _RADIOGRAPH = "RG1_UNCR.dcm"
 # A forward for each feature, draw and step, and EfficientNet-Lite0 has 1280 features: for the first photograph only.
 _BY_FEATURE = ("score-cam", "ss-cam", "is-cam")
-_OTHERS = tuple(base for base in BASE_METHODS if base not in _BY_FEATURE)
+_UNFITTED = tuple(base for base in BASE_METHODS if base not in MEMORY_METHODS)
+_OTHERS = tuple(base for base in _UNFITTED if base not in _BY_FEATURE)
 _FEWER = Explain(
     perturbation=Perturbation(ss_draws=1, is_steps=2),
     glas=Glas(points=9, iterations=5),
@@ -76,8 +82,12 @@ def cases_of(
     bases: Sequence[str] = BASE_METHODS,
     targets: str | tuple[int] = "predicted",
     limits: Mapping[str, Array] | None = None,
+    memory: Memory | None = None,
 ) -> list[Case]:
-    """Explain a class of decoded images, by name: raw, and on the common scale by methods whose limits are given."""
+    """Explain a class of decoded images, by name: raw, and on the common scale by methods whose limits are given.
+
+    memory: of M-CAM, where it is among the methods.
+    """
     limits = limits or {}
     methods = (*map(MethodName, bases), *(MethodName(base, scaled=True) for base in limits))
     done = explain_shard(
@@ -85,7 +95,7 @@ def cases_of(
         list(images.values()),
         list(images),
         _unlabelled(classifier, len(images)),
-        ExplainSettings(methods, targets, map="input", batch=_BATCH, rules=rules_of(explain, bases)),
+        ExplainSettings(methods, targets, map="input", batch=_BATCH, rules=rules_of(explain, bases, memory=memory)),
         limits=limits,
         masks={},
     )
@@ -230,7 +240,7 @@ def write_real(folder: Path) -> None:
     archive = folder / "archive"
     first, *others = [archive / "scikit-image" / name for name in _PHOTOGRAPHS]
     others.append(archive / "pydicom-data" / _RADIOGRAPH)
-    (shown,) = cases_of(classifier, {first.name: _decoded(first)}, _FEWER)
+    (shown,) = cases_of(classifier, {first.name: _decoded(first)}, _FEWER, bases=_UNFITTED)
     rest = cases_of(classifier, {path.name: _decoded(path) for path in others}, _FEWER, bases=_OTHERS)
     *photographs, radiograph = rest
     model = "EfficientNet-Lite0, ImageNet weights, last spatial layer (7 x 7 cells)."
@@ -244,13 +254,20 @@ def write_real(folder: Path) -> None:
         _LEFT_OUT_SAID,
     ]
     _save(sheet(_block(radiograph, " (it knows no radiographs)"), notes, side=144), "radiograph")
-    for method in BASE_METHODS:
-        row = Row((shown.picture, _painted(shown, method)), (shown.category, method))
-        _save(sheet([row], (), side=192), method)
+    for method in _UNFITTED:
+        _save_own(shown, method)
+
+
+def _save_own(case: Case, method: str) -> None:
+    row = Row((case.picture, _painted(case, method)), (case.category, method))
+    _save(sheet([row], (), side=192), method)
 
 
 def write_digits(folder: Path) -> None:
-    """The sheet of one digit a class from the test split: what speaks for a three in each, and what against."""
+    """The sheet of one digit a class from the test split: what speaks for a three in each, and what against.
+
+    And M-CAM's own picture.
+    """
     digits.make(folder)
     classifier = _classifier(folder)
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
@@ -265,7 +282,9 @@ def write_digits(folder: Path) -> None:
             first.setdefault(row["label"], row["image"])
     chosen = {first[name]: images[first[name]] for name in classifier.classes}
     target = classifier.classes.index(_DIGIT)
-    cases = cases_of(classifier, chosen, Explain(), targets=(target,), limits={"grad-cam": limits})
+    learned = {row["image"]: row["label"] for row in listed if row["split"] == "train"}
+    memory, agreement = _memory(classifier, {name: images[name] for name in learned}, list(learned.values()))
+    cases = cases_of(classifier, chosen, Explain(), targets=(target,), limits={"grad-cam": limits}, memory=memory)
     captions = [f"p = {case.probability:.2f}" for case in cases]
     rows = [Row([case.picture for case in cases], captions, label="image")]
     rows += [Row([_painted(case, method) for case in cases], label=method) for method in cases[0].maps]
@@ -274,8 +293,26 @@ def write_digits(folder: Path) -> None:
         _SCALE_SAID,
         f"Only s-grad-cam is not: it is on the scale of all {len(images)} images "
         "(clear at 0.5, red at 1, blue at 0 and below).",
+        f"m-cam explains the classifier of its memory, fitted to the {len(learned)} images of the training split:",
+        f"on those that were held out it decides as the network does {agreement:.0%} of the time.",
     ]
     _save(sheet(rows, notes, side=64, margin=168), "digits")
+    for method in MEMORY_METHODS:
+        _save_own(cases[target], method)
+
+
+def _memory(classifier: Classifier, images: Mapping[str, Array], labels: Sequence[str]) -> tuple[Memory, float]:
+    """Fitted for all epochs to labelled images, and how often it decides as the head does."""
+    known = torch.tensor([classifier.classes.index(label) for label in labels])
+    one_hot = torch.nn.functional.one_hot(known, len(classifier.classes)).float()
+    with capturing(classifier) as capture:
+        forwards = [capture(part) for part in classifier.preprocess(list(images.values()), classifier.device).split(64)]
+        activation, logits = (
+            torch.cat([getattr(forward, part) for forward in forwards]) for part in ("activation", "logits")
+        )
+    memory, figures = fit_memory(activation, one_hot, logits, classifier.task, Recipe())
+    print(f"memory: {dict(figures)}")
+    return memory, figures["held-out.agreement"]
 
 
 def main() -> None:
