@@ -49,12 +49,6 @@ def _resumed(lesson: Lesson, state: dict[str, object]) -> Fitting:
 
 def _train(lesson: Lesson, workers: int, attempts: int, placement: Placement) -> None:
     cuda = placement.device == "cuda"
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if cuda and workers > there:
-        raise LucencyError(
-            f"{lesson.run.location}: this fit has {workers} workers with a GPU each, and the cluster shows {there} "
-            "GPU(s) now. Give it as many, or delete the folder to fit anew with fewer."
-        )
     with tempfile.TemporaryDirectory(prefix="lucency-train-") as scratch:
         # Ray Train keeps its own notes there. Checkpoints are the ledger's, wherever the run is.
         trainer = TorchTrainer(
@@ -78,7 +72,18 @@ def _train(lesson: Lesson, workers: int, attempts: int, placement: Placement) ->
         try:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            raise _cause(error) from error
+            raise (_too_few_gpus(lesson, workers) if cuda else None) or _cause(error) from error
+
+
+def _too_few_gpus(lesson: Lesson, workers: int) -> LucencyError | None:
+    """Looked for after the fact: a cluster may grow while the workers wait for their places."""
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if workers <= there:
+        return None
+    return LucencyError(
+        f"{lesson.run.location}: this fit has {workers} workers with a GPU each, and the cluster shows {there} GPU(s). "
+        "Give it as many, or delete the folder to fit anew with fewer."
+    )
 
 
 def _share(workers: int, placement: Placement) -> float:

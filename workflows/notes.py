@@ -23,7 +23,12 @@ def notes_of(
         text = f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"
         notes[text] = Note(text)
     memory, split = configuration.explain.memory, configuration.archive.split
-    if model.fitted and memory.file is None and (memory.split is None or split in (None, memory.split)):
+    if model.fitted and memory.file is not None:
+        text = (
+            "the memory of m-cam comes from a file: whether it learned from images that are audited here is not known"
+        )
+        notes[text] = Note(text)
+    elif model.fitted and (memory.split is None or split in (None, memory.split)):
         text = "the memory of m-cam learned from images that are audited here, and from their labels"
         notes[text] = Note(text)
     kind = configuration.explain.features.importance

@@ -202,8 +202,10 @@ def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
     file = f"mlflow:runs:/{of_fit.info.run_id}/memory.pt"
     done = lucency("audit", str(written(archive, "given", tracking=tracking, file=file)), folder=archive)
     assert done.returncode == 0, done.stderr
-    digests = json.loads((archive / "given/run.json").read_text())["digests"]
-    assert digests["memory"] == plain[1].sha256
+    given, tracked = (json.loads((archive / run / "run.json").read_text()) for run in ("given", "tracked"))
+    assert given["digests"]["memory"] == tracked["digests"]["fitted"] == plain[1].sha256
+    assert any("whether it learned from images audited here is not known" in note for note in given["notes"])
+    assert any("learned from images that are audited here, and from" in note for note in tracked["notes"])
     for table in ("cases.parquet", "metrics.parquet"):
         assert (archive / "given" / table).read_bytes() == (archive / "tracked" / table).read_bytes()
 

@@ -3,20 +3,21 @@
 import io
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from storage.errors import ArchiveError, LucencyError, RunError
+from storage.errors import ArchiveError, RunError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from tasks.fitting import Fitting, Recipe
 from workflows import audit, fit_epochs
 from workflows.cluster import Placement
 from workflows.configuration import check
-from workflows.fit_epochs import _cause, _share, _train
+from workflows.fit_epochs import _cause, _share, _too_few_gpus
 from workflows.fit_worker import STAGE, last_state
 from workflows.learned_split import groups_of, learned_archive
 from workflows.progress import SilentProgress
@@ -52,9 +53,11 @@ class TestPlaces:
 
     def test_a_fit_on_more_gpus_than_there_are_now_says_what_helps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
-        lesson = SimpleNamespace(run=SimpleNamespace(location="RUN/memory"))
-        with pytest.raises(LucencyError, match=r"RUN/memory: this fit has 4 workers .* shows 2 GPU.*delete the folder"):
-            _train(lesson, 4, 2, Placement("cuda", 8, 1, {"num_gpus": 1}, 1.0, 0.5))  # type: ignore[arg-type]
+        lesson: Any = SimpleNamespace(run=SimpleNamespace(location="RUN/memory"))
+        assert _too_few_gpus(lesson, 2) is None
+        told = str(_too_few_gpus(lesson, 4))
+        assert told.startswith("RUN/memory: this fit has 4 workers with a GPU each, and the cluster shows 2 GPU(s)")
+        assert "delete the folder" in told
 
 
 class TestFaults:
