@@ -14,7 +14,7 @@ from pathlib import Path
 
 from examples.co_occurrence.chain import Outcome, Sizes, chain
 from examples.co_occurrence.picture import write_picture
-from examples.co_occurrence.tables import markdown, write_csv
+from examples.co_occurrence.tables import markdown, read_csv, write_csv
 
 _SEEDS = 10
 
@@ -42,7 +42,7 @@ def _write(out: Path, outcomes: Sequence[Outcome]) -> str:
     write_csv(out / "maps.csv", maps)
     write_csv(out / "classifiers.csv", answers)
     write_picture(out / "maps.png", outcomes[0].shown)
-    tables = markdown(maps, answers)
+    tables = markdown(read_csv(out / "maps.csv"), read_csv(out / "classifiers.csv"))  # as anyone can make them
     (out / "tables.md").write_text(tables, encoding="utf-8")
     return tables
 

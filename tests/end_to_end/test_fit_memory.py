@@ -204,7 +204,7 @@ def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
     assert done.returncode == 0, done.stderr
     given, tracked = (json.loads((archive / run / "run.json").read_text()) for run in ("given", "tracked"))
     assert given["digests"]["memory"] == tracked["digests"]["fitted"] == plain[1].sha256
-    assert any("whether it learned from images audited here is not known" in note for note in given["notes"])
+    assert any("whether it learned from images that are audited here is not known" in note for note in given["notes"])
     assert any("learned from images that are audited here, and from" in note for note in tracked["notes"])
     for table in ("cases.parquet", "metrics.parquet"):
         assert (archive / "given" / table).read_bytes() == (archive / "tracked" / table).read_bytes()

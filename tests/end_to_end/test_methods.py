@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from tasks.cams.names import BASE_METHODS, FEATURE_METHODS
+from tasks.cams.names import BASE_METHODS, FEATURE_METHODS, MEMORY_METHODS
 from tests.small_audits import lucency, write_archive, write_audit
 
 _IMAGES = 12
@@ -32,6 +32,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         explain__glas={"points": 4, "iterations": 2},
         explain__baselines=_FEW,
         explain__targets=["three", "seven"],
+        explain__memory={"split": None, "slots": 6, "epochs": 2},
     )
     done = lucency("audit", str(config), folder=folder)
     assert done.returncode == 0, done.stderr
@@ -60,7 +61,7 @@ def test_what_is_profiled_is_what_is_cheap_or_made_from_levels(audited: tuple[Pa
     dear = {"ss-cam", "is-cam", "glas-light", "glas-shadow", "rglas"}  # smooth-grad-cam++ makes no draw here
     dear |= {"occlusion", "rise", "lime", "meaningful-perturbation"}
     assert levels == set(BASE_METHODS) - dear
-    assert importance == levels & set(FEATURE_METHODS)
+    assert importance == levels & {*FEATURE_METHODS, *MEMORY_METHODS}
 
 
 def test_consistency_is_told_of_every_method(audited: tuple[Path, str]) -> None:
