@@ -42,6 +42,13 @@ def test_an_image_without_numbers_fails_alone():
     torch.testing.assert_close(found.activation, whole.activation[[0, 1, 3, 4]], atol=1e-5, rtol=1e-5)
 
 
+def test_where_every_image_fails_each_is_told():
+    images = [np.full((16, 16, 3), np.nan, np.float32)] * 3
+    found = features(small(), images)
+    assert len(found.rows) == 0
+    assert list(found.failures) == [0, 1, 2]
+
+
 def test_of_no_image_there_are_none():
     found = features(small(), [])
     assert len(found.rows) == len(found.activation) == len(found.logits) == 0

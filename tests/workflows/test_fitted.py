@@ -1,6 +1,8 @@
 """A fitted memory as a file: what comes back, and which models it is refused for."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,10 +60,22 @@ def test_its_bytes_do_not_tell_how_it_came_to_be() -> None:
     assert to_bytes(memory, replace(_ABOUT, history=resumed)) == fitted()
 
 
-def test_it_is_opened_without_pickle(tmp_path) -> None:
-    torch.save({"format": "lucency memory 1", "memory": Memory(4, (2, 3), 2)}, tmp_path / "memory.pt")
+class _Trap:
+    """What opens it with pickle creates the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_it_is_opened_without_pickle(tmp_path: Path) -> None:
+    tree = torch.load(io.BytesIO(fitted()), weights_only=True)
+    torch.save(tree | {"more": _Trap(tmp_path / "sprung")}, tmp_path / "memory.pt")
     with pytest.raises(ModelError, match=r"explain\.memory\.file: not a memory that `lucency fit-memory` wrote"):
         fetch_memory(str(tmp_path / "memory.pt"), Tracking())
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"not a file of tensors", fitted()[:-2000]])
