@@ -20,7 +20,7 @@ from storage.nifti import refuse_bomb
 from storage.quiet import quiet
 from storage.records import Box, CatalogueRow, Rejection
 
-_BOX = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
+BOXES = pa.list_(pa.struct([("label", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))]))
 _FIELDS = [
     ("id", pa.string()),
     ("patient", pa.string()),
@@ -36,7 +36,7 @@ _FIELDS = [
     ("spacing", pa.list_(pa.float64())),
     ("burned_in", pa.bool_()),
     ("labels", pa.list_(pa.string())),
-    ("boxes", pa.list_(_BOX)),
+    ("boxes", BOXES),
     ("split", pa.string()),
     ("private_location", pa.string()),
     ("private_bytes", pa.int64()),
@@ -60,12 +60,11 @@ def catalogue_files(
     identity: Identity,
     frames: Frames = "middle",
     labels: Mapping[str, Label] | None = None,
-    boxes: Mapping[str, tuple[Box, ...]] | None = None,
     caps: ArchiveCaps | None = None,
 ) -> tuple[list[CatalogueRow], list[Located]]:
     """The rows of these files, and what was rejected of them with its location. Reads headers only.
 
-    ``labels`` and ``boxes`` are looked up by location; ``frames`` takes all, the middle one, or every n-th.
+    ``labels`` are looked up by location; ``frames`` takes all, the middle one, or every n-th.
     """
     caps = caps or archive.caps
     sizes = {file.location: file.bytes for file in files}
@@ -81,9 +80,8 @@ def catalogue_files(
                 rejections.append(reject(identity, location, str(error)))
                 continue
             first = row_of(header, location, sizes[location], identity, (labels or {}).get(location, _UNLABELLED))
-            boxed = dataclasses.replace(first, boxes=boxes[location]) if boxes and location in boxes else first
             for frame in chosen_frames(header.frames, frames):
-                rows.append(boxed if frame == 0 else _at_frame(boxed, frame, identity))
+                rows.append(first if frame == 0 else _at_frame(first, frame, identity))
     return rows, rejections
 
 
@@ -147,7 +145,7 @@ def rows_to_table(rows: Sequence[CatalogueRow]) -> pa.Table:
     columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _FIELDS if name != "boxes"}
     columns["boxes"] = pa.array(
         [None if row.boxes is None else [dataclasses.asdict(box) for box in row.boxes] for row in rows],
-        pa.list_(_BOX),
+        BOXES,
     )
     return pa.table(columns, _PLAIN_SCHEMA)
 

@@ -1,16 +1,14 @@
-"""Labels and boxes that somebody wrote into a CSV file, found by the image they speak of."""
+"""Labels that somebody wrote into a CSV file, found by the image they speak of."""
 
 import csv
 import io
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from storage.containers import SUFFIX
 from storage.errors import ConfigurationError
-from storage.records import Box
 
 _IMAGE_SUFFIX = re.compile(r"\.(dcm|dicom|png|jpe?g|tiff?|nii(\.gz)?)$", re.IGNORECASE)
 _YES = {"1", "1.0", "true"}
@@ -42,16 +40,6 @@ class LabelColumns:
 
 
 @dataclass(frozen=True, slots=True)
-class BoxColumns:
-    """Which columns of the box file mean what; the configuration's ``archive.boxes`` explains each."""
-
-    image: str = "image"
-    label: str = "label"
-    sides: tuple[str, str, str, str] = ("x0", "y0", "x1", "y1")
-    form: Literal["corners", "size"] = "corners"
-
-
-@dataclass(frozen=True, slots=True)
 class Resolved(Generic[_Value]):
     """What a CSV file says of the files of an archive, by location, and how many of its names were not found."""
 
@@ -68,7 +56,9 @@ def read_labels(payload: bytes, columns: LabelColumns) -> dict[str, Label]:
     named = columns.classes or ((columns.label,) if columns.label else ())
     optional = tuple(name for name in (columns.split, columns.patient) if name)
     found: dict[str, Label] = {}
-    for line, row in _lines(payload, where, (columns.image, *named, *optional)):
+    for line, row in read_lines(payload, where, (columns.image, *named, *optional)):
+        if row is None:
+            raise ConfigurationError(f"{where}, line {line}: fewer cells than columns")
         new = Label(
             _indicated(row, columns.classes, where, line) if columns.classes else _listed(row, columns),
             _cell(row, columns.split),
@@ -77,20 +67,6 @@ def read_labels(payload: bytes, columns: LabelColumns) -> dict[str, Label]:
         name = row[columns.image]
         old = found.get(name)
         found[name] = new if old is None else _joined(old, new, where, line)
-    return found
-
-
-def read_boxes(payload: bytes, columns: BoxColumns) -> dict[str, tuple[Box, ...]]:
-    """Boxes by the image's name in the file; a line without numbers says that the image has none.
-
-    Raises ConfigurationError that names column and line, never a value.
-    """
-    where = "archive.boxes.file"
-    found: dict[str, tuple[Box, ...]] = {}
-    for line, row in _lines(payload, where, (columns.image, columns.label, *columns.sides)):
-        name = row[columns.image]
-        box = _box(row, columns, where, line)
-        found[name] = (*found.get(name, ()), *(() if box is None else (box,)))
     return found
 
 
@@ -106,18 +82,17 @@ def folder_labels(locations: Collection[str], *, healthy: str | None) -> dict[st
 
 
 def resolve(named: Mapping[str, _Value], locations: Collection[str]) -> Resolved[_Value]:
-    """Match names to files: by path below the root, else by a file name that is unique, with its suffix or without."""
+    """What is said of each file, by :func:`located` names."""
+    files = located(named, locations)
+    return Resolved({files[name]: value for name, value in named.items() if name in files}, len(named) - len(files))
+
+
+def located(names: Iterable[str], locations: Collection[str]) -> dict[str, str]:
+    """The file of each name that has one: by path below the root, else by a file name that is unique, with its suffix
+    or without."""
     by_name = _unique_by_name(locations)
     known = set(locations)
-    found: dict[str, _Value] = {}
-    unmatched = 0
-    for name, value in named.items():
-        location = name if name in known else by_name.get(name)
-        if location is None:
-            unmatched += 1
-        else:
-            found[location] = value
-    return Resolved(found, unmatched)
+    return {name: name if name in known else by_name[name] for name in names if name in known or name in by_name}
 
 
 def resolve_with_folders(named: Mapping[str, _Value], locations: Collection[str]) -> Resolved[_Value]:
@@ -180,7 +155,11 @@ def _unique_by_name(locations: Collection[str]) -> dict[str, str]:
     return {name: location for name, location in (stems | found).items() if location is not None}
 
 
-def _lines(payload: bytes, where: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_lines(payload: bytes, where: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """The number of each line of a CSV file and its cells in these columns; None: it has fewer cells than those.
+
+    Raises ConfigurationError, naming the key ``where``, for what is no CSV file or lacks a column.
+    """
     try:
         text = payload.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -194,9 +173,8 @@ def _lines(payload: bytes, where: str, columns: Sequence[str]) -> Iterator[tuple
         )
     try:
         for row in reader:
-            if any(row.get(name) is None for name in columns):
-                raise ConfigurationError(f"{where}, line {reader.line_num}: fewer cells than columns")
-            yield reader.line_num, {name: row[name].strip() for name in columns}
+            short = any(row.get(name) is None for name in columns)
+            yield reader.line_num, None if short else {name: row[name].strip() for name in columns}
     except csv.Error:
         raise ConfigurationError(f"{where}, line {reader.line_num}: not readable as CSV") from None
 
@@ -234,18 +212,3 @@ def _joined(old: Label, new: Label, where: str, line: int) -> Label:
     labels = old.labels if new.labels is None else (*(old.labels or ()), *new.labels)
     distinct = None if labels is None else tuple(dict.fromkeys(labels))
     return Label(distinct, old.split or new.split, old.patient or new.patient)
-
-
-def _box(row: Mapping[str, str], columns: BoxColumns, where: str, line: int) -> Box | None:
-    cells = [row[side] for side in columns.sides]
-    if not any(cells):
-        return None
-    try:
-        a, b, c, d = (float(cell) for cell in cells)
-    except ValueError:
-        raise ConfigurationError(f"{where}, line {line}: expected four numbers, or four empty cells") from None
-    x1, y1 = (a + c, b + d) if columns.form == "size" else (c, d)
-    if not all(map(math.isfinite, (a, b, x1, y1))) or x1 <= a or y1 <= b:
-        expected = "a width and height above 0" if columns.form == "size" else "x0 < x1 and y0 < y1"
-        raise ConfigurationError(f"{where}, line {line}: expected a box with {expected}")
-    return Box(row[columns.label], a, b, x1, y1)

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +22,8 @@ def to_bytes(table: pa.Table, *, group_rows: int | None = None) -> bytes:
     return sink.getvalue()
 
 
-def from_bytes(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data))
+def from_bytes(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
 
 
 def read_table(run: Objects, key: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -31,9 +31,21 @@ def read_table(run: Objects, key: str, columns: Sequence[str] | None = None) -> 
     return pq.ParquetFile(run.reader(key)).read(columns=columns)
 
 
+def table_schema(run: Objects, key: str) -> pa.Schema:
+    """Raises FileNotFoundError."""
+    return pq.ParquetFile(run.reader(key)).schema_arrow
+
+
 def read_group(run: Objects, key: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """One row group: of the catalogue, one shard. Raises FileNotFoundError."""
     return pq.ParquetFile(run.reader(key)).read_row_group(group, columns=columns)
+
+
+def each_group(run: Objects, key: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups one behind the other, holding one in memory. Raises FileNotFoundError."""
+    file = pq.ParquetFile(run.reader(key))
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group, columns=columns)
 
 
 def concatenate(run: Objects, key: str, parts: Iterable[pa.Table], schema: pa.Schema) -> int:

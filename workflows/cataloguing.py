@@ -1,7 +1,7 @@
 """Builds the catalogue on Ray: the archive is listed once, headers are read by many tasks."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,22 +11,20 @@ import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from storage.archive import Archive, ArchiveCaps, ArchiveFile, Refused
+from storage.boxes import BoxColumns, DrawnBox, place_boxes, read_boxes, rejected_in_words
 from storage.catalogue import Frames, Located, arrange, catalogue_files, reject, rejected_table, rows_to_table
 from storage.decode import DecodeOptions
 from storage.documents import read_document
 from storage.errors import ArchiveError, ConfigurationError
 from storage.identity import Identity
 from storage.labels import (
-    BoxColumns,
     Label,
     LabelColumns,
     folder_labels,
-    read_boxes,
     read_labels,
     resolve,
     resolve_with_folders,
 )
-from storage.records import Box
 from storage.series import assemble_volumes, catalogue_slices, no_slices
 from workflows import configuration
 from workflows.progress import Progress
@@ -47,10 +45,12 @@ class EmptySplitError(ArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class BuiltCatalogue:
-    """All that was found: ``table`` by CATALOGUE_SCHEMA, ``rejected`` the part of it that cannot be read."""
+    """All that was found: ``table`` by CATALOGUE_SCHEMA, ``rejected`` the part of it that cannot be read,
+    ``rejected_boxes`` those of the box file that fit no image of it."""
 
     table: pa.Table
     rejected: pa.Table
+    rejected_boxes: pa.Table
     listing_sha256: str
     files: int
     bytes: int
@@ -89,16 +89,24 @@ def listing_digest(archive: configuration.Archive) -> str:
 
 
 def build_catalogue(
-    archive_configuration: configuration.Archive, *, shard_images: int, shard_bytes: int, progress: Progress
+    archive_configuration: configuration.Archive,
+    *,
+    shard_images: int,
+    shard_bytes: int,
+    progress: Progress,
+    classes: Collection[str] = (),
 ) -> BuiltCatalogue:
     """List the archive, read every header in Ray tasks (Ray must be up), and arrange the rows into shards.
 
+    ``classes`` are those of the model: boxes of other labels are rejected.
     Raises ArchiveError for an archive that cannot be listed or is empty, ConfigurationError for label files.
     """
     archive = open_archive(archive_configuration)
     outer = list(archive.outer_files())
     files, refused = _listed(archive, outer)
-    labels, boxes = _annotations(archive_configuration, [file.location for file in files], progress)
+    locations = [file.location for file in files]
+    labels = _labels(archive_configuration, locations, progress)
+    drawn = _drawn(archive_configuration)
     split = archive_configuration.split
     if split is not None:
         if archive_configuration.images == "frames":
@@ -111,7 +119,7 @@ def build_catalogue(
     _tell_long_scans(archive, files, progress)
     identity = Identity.load(file=archive_configuration.key.file, env=archive_configuration.key.env)
     chosen = archive_configuration.frames if archive_configuration.images == "frames" else "volumes"
-    reading = _Reading(archive, identity, chosen, labels, boxes)
+    reading = _Reading(archive, identity, chosen, labels)
     readable, slices, rejections = _read_headers(reading, files, progress)
     if archive_configuration.images == "volumes":
         if split is not None:  # not before, as a label may name one slice and mean its volume
@@ -129,9 +137,15 @@ def build_catalogue(
         if split is not None and not len(readable) and not rejections:
             raise EmptySplitError(_EMPTY_SPLIT)
     rejections.extend(reject(identity, item.location, item.reason) for item in refused)
+    table = arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes)
+    table, rejected_boxes = place_boxes(table, drawn, locations, classes)
+    told = rejected_in_words(rejected_boxes)
+    if told:
+        progress.note(told)
     return BuiltCatalogue(
-        arrange(readable, rejections, shard_images=shard_images, shard_bytes=shard_bytes),
+        table,
         rejected_table(rejection for rejection, _ in sorted(rejections, key=lambda item: item[1])),
+        rejected_boxes,
         _digest(archive_configuration, outer),
         len(files) + len(refused),
         sum(file.bytes for file in files),
@@ -146,7 +160,6 @@ class _Reading:
     identity: Identity
     chosen: Frames | Literal["volumes"]
     labels: Mapping[str, Label]
-    boxes: Mapping[str, tuple[Box, ...]]
 
 
 def _digest(archive: configuration.Archive, outer: Iterable[ArchiveFile | Refused]) -> str:
@@ -177,11 +190,8 @@ def _listing_line(found: ArchiveFile | Refused) -> bytes:
     return "\0".join((found.location, *rest)).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _annotations(
-    archive: configuration.Archive, locations: Sequence[str], progress: Progress
-) -> tuple[Mapping[str, Label], Mapping[str, tuple[Box, ...]]]:
+def _labels(archive: configuration.Archive, locations: Sequence[str], progress: Progress) -> Mapping[str, Label]:
     labels: Mapping[str, Label] = {}
-    boxes: Mapping[str, tuple[Box, ...]] = {}
     if archive.labels is not None and archive.labels.folders:
         labels = folder_labels(locations, healthy=archive.labels.healthy)
     elif archive.labels is not None and archive.labels.file is not None:
@@ -191,15 +201,22 @@ def _annotations(
             locations,
         )
         labels = found.by_location
-        _tell_unmatched(progress, "label", found.unmatched, len(labels))
+        if found.unmatched:
+            progress.note(
+                f"{found.unmatched} names in the label file match no file of the archive, or several; "
+                f"{len(labels)} match one"
+            )
     if archive.split is not None and (archive.labels is None or archive.labels.split is None):
         raise ConfigurationError("archive.split needs archive.labels.split: the column that names the split of a row")
-    if archive.boxes is not None:
-        columns = BoxColumns(archive.boxes.image, archive.boxes.label, archive.boxes.columns, archive.boxes.form)
-        placed = resolve(read_boxes(read_document(archive.boxes.file, "archive.boxes.file"), columns), locations)
-        boxes = placed.by_location
-        _tell_unmatched(progress, "box", placed.unmatched, len(boxes))
-    return labels, boxes
+    return labels
+
+
+def _drawn(archive: configuration.Archive) -> list[DrawnBox]:
+    boxes = archive.boxes
+    if boxes is None:
+        return []
+    columns = BoxColumns(boxes.image, boxes.label, boxes.columns, boxes.form)
+    return read_boxes(read_document(boxes.file, "archive.boxes.file"), columns)
 
 
 def _label_columns(labels: configuration.Labels) -> LabelColumns:
@@ -212,13 +229,6 @@ def _label_columns(labels: configuration.Labels) -> LabelColumns:
         labels.patient,
         labels.healthy,
     )
-
-
-def _tell_unmatched(progress: Progress, what: str, unmatched: int, matched: int) -> None:
-    if unmatched:
-        progress.note(
-            f"{unmatched} names in the {what} file match no file of the archive, or several; {matched} match one"
-        )
 
 
 def _tell_long_scans(archive: Archive, files: Sequence[ArchiveFile], progress: Progress) -> None:
@@ -285,8 +295,7 @@ def _read_headers(
 def _submit(shared: Any, reading: _Reading, chunk: Sequence[ArchiveFile]) -> Any:
     locations = [file.location for file in chunk]
     labels = {name: reading.labels[name] for name in locations if name in reading.labels}
-    boxes = {name: reading.boxes[name] for name in locations if name in reading.boxes}
-    return _catalogue_chunk.remote(shared, chunk, labels, boxes)
+    return _catalogue_chunk.remote(shared, chunk, labels)
 
 
 @ray.remote(num_cpus=1, max_retries=1)
@@ -294,11 +303,10 @@ def _catalogue_chunk(
     shared: tuple[Archive, Identity, Frames | Literal["volumes"]],
     files: Sequence[ArchiveFile],
     labels: Mapping[str, Label],
-    boxes: Mapping[str, tuple[Box, ...]],
 ) -> tuple[pa.Table, pa.Table, list[Located]]:
     archive, identity, chosen = shared
     if chosen == "volumes":
         rows, slices, rejections = catalogue_slices(archive, files, identity=identity, labels=labels)
         return rows_to_table(rows), slices, rejections
-    rows, rejections = catalogue_files(archive, files, identity=identity, frames=chosen, labels=labels, boxes=boxes)
+    rows, rejections = catalogue_files(archive, files, identity=identity, frames=chosen, labels=labels)
     return rows_to_table(rows), no_slices(), rejections

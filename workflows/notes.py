@@ -4,9 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from storage.boxes import rejected_in_words
 from storage.ledger import Ledger
 from storage.objects import Objects
 from storage.records import Note
+from storage.tables import read_table
 from tasks.cams.names import MethodName
 from tasks.profile import Profile
 from workflows.configuration import Configuration, Explain
@@ -21,6 +23,10 @@ def notes_of(
     unknown = unknown_labels(model.description.classes, facts)
     if unknown:
         text = f"{len(unknown)} label(s) are no class of the model; their images count as unlabelled"
+        notes[text] = Note(text)
+    boxes = rejected_in_words(read_table(run, "rejected_boxes.parquet", ["reason"]))
+    if boxes:
+        text = f"{boxes}: rejected_boxes.parquet has the lines"
         notes[text] = Note(text)
     memory, split = configuration.explain.memory, configuration.archive.split
     if model.fitted and memory.file is not None:

@@ -12,18 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from storage.archive import Archive
+from storage.catalogue import BOXES
 from storage.decode import DecodeOptions, decode_frames, decode_volume
 from storage.errors import ImageError
 from storage.objects import Objects
 from storage.tables import read_group
 
-_COLUMNS = ["row", "id", "format", "frame", "depth", "spacing", "labels", "private_location", "private_slices"]
+_COLUMNS = ["row", "id", "format", "frame", "depth", "spacing", "labels", "boxes", "private_location", "private_slices"]
 _BLOCK = pa.schema(
     [
         ("shard", pa.int32()),
         ("row", pa.int64()),
         ("id", pa.string()),
         ("labels", pa.list_(pa.string())),
+        ("boxes", BOXES),
         ("pixels", pa.large_binary()),  # null: see reason
         ("shape", pa.list_(pa.int32())),
         ("dtype", pa.string()),
@@ -144,6 +146,7 @@ def _block(shard: int, rows: list[dict[str, Any]], decoded: Mapping[str, _Decode
         columns["row"].append(row["row"])
         columns["id"].append(row["id"])
         columns["labels"].append(row["labels"])
+        columns["boxes"].append(row["boxes"])
         columns["pixels"].append(None if found is None else np.ascontiguousarray(found.pixels).data.cast("B"))
         columns["shape"].append(None if found is None else found.pixels.shape)
         columns["dtype"].append(None if found is None else found.pixels.dtype.str)

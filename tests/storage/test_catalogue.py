@@ -27,7 +27,7 @@ from storage.catalogue import (
 )
 from storage.identity import Identity
 from storage.labels import Label
-from storage.records import Box, CatalogueRow
+from storage.records import CatalogueRow
 from tests.storage.sample_files import dicom, raster, zipped
 from tests.storage.volume_files import nifti, ramp
 
@@ -63,7 +63,7 @@ def test_every_file_is_a_row_or_a_rejection(tmp_path: Path) -> None:
     }
 
 
-def test_labels_boxes_and_patients_reach_their_rows(tmp_path: Path) -> None:
+def test_labels_and_patients_reach_their_rows(tmp_path: Path) -> None:
     archive = _mixed(tmp_path)
     rows, _ = catalogue_files(
         archive,
@@ -71,20 +71,14 @@ def test_labels_boxes_and_patients_reach_their_rows(tmp_path: Path) -> None:
         identity=IDENTITY,
         frames="middle",
         labels={"x.zip!/in.png": Label(("Mass",), "train", "P1"), "b.dcm": Label(())},
-        boxes={"b.dcm": (Box("Mass", 0, 1, 2, 3),)},
     )
     found = {row.private_location: row for row in rows}
     assert found["x.zip!/in.png"].labels == ("Mass",)
     assert found["x.zip!/in.png"].split == "train"
     assert found["x.zip!/in.png"].patient == IDENTITY.patient("P1")
     assert found["b.dcm"].labels == ()
-    assert found["b.dcm"].boxes == (Box("Mass", 0, 1, 2, 3),)
     assert found["b.dcm"].patient == IDENTITY.patient(CANARY)
-    assert (found["x.zip!/in.dcm"].labels, found["x.zip!/in.dcm"].boxes, found["x.zip!/in.dcm"].frame) == (
-        None,
-        None,
-        2,
-    )
+    assert (found["x.zip!/in.dcm"].labels, found["x.zip!/in.dcm"].frame) == (None, 2)
 
 
 def test_only_private_columns_know_where_an_image_lies(tmp_path: Path) -> None:

@@ -1,19 +1,9 @@
-"""Labels and boxes are found by the image they speak of, and a fault in their file names column and line only."""
+"""Labels are found by the image they speak of, and a fault in their file names column and line only."""
 
 import pytest
 
 from storage.errors import ConfigurationError
-from storage.labels import (
-    BoxColumns,
-    Label,
-    LabelColumns,
-    folder_labels,
-    read_boxes,
-    read_labels,
-    resolve,
-    resolve_with_folders,
-)
-from storage.records import Box
+from storage.labels import Label, LabelColumns, folder_labels, read_labels, resolve, resolve_with_folders
 
 CANARY = "MUSTERMANN"
 
@@ -70,24 +60,6 @@ def test_a_fault_in_a_label_file_is_found_by_line_and_quotes_nothing(
 ) -> None:
     with pytest.raises(ConfigurationError, match=expected) as caught:
         read_labels(text, columns)
-    assert CANARY not in str(caught.value)
-
-
-def test_boxes_by_corners_or_by_size() -> None:
-    corners = b"image,label,x0,y0,x1,y1\na,Mass,1,2,4,6\na,Nodule,0,0,1,1\nb,Mass,,,,\n"
-    assert read_boxes(corners, BoxColumns()) == {
-        "a": (Box("Mass", 1, 2, 4, 6), Box("Nodule", 0, 0, 1, 1)),
-        "b": (),
-    }
-    sized = b"Image Index,Finding Label,x,y,w,h\na,Mass,1,2,3,4\n"
-    columns = BoxColumns("Image Index", "Finding Label", ("x", "y", "w", "h"), "size")
-    assert read_boxes(sized, columns) == {"a": (Box("Mass", 1, 2, 4, 6),)}
-
-
-@pytest.mark.parametrize("cells", ["1,2,1,6", "4,2,1,6", "1,2,nan,6", "1,2,inf,6", f"1,2,{CANARY},6", "1,,3,4"])
-def test_an_impossible_box_is_refused_by_line(cells: str) -> None:
-    with pytest.raises(ConfigurationError, match="line 2") as caught:
-        read_boxes(f"image,label,x0,y0,x1,y1\na,Mass,{cells}\n".encode(), BoxColumns())
     assert CANARY not in str(caught.value)
 
 

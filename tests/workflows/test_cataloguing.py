@@ -68,7 +68,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def _build(settings: dict[str, Any], progress: _Heard | None = None) -> BuiltCatalogue:
     return build_catalogue(
-        configuration.Archive(**settings), shard_images=8, shard_bytes=1 << 20, progress=progress or _Heard()
+        configuration.Archive(**settings),
+        shard_images=8,
+        shard_bytes=1 << 20,
+        progress=progress or _Heard(),
+        classes=("Mass", "Nodule"),
     )
 
 
@@ -119,22 +123,58 @@ def test_large_compressed_tars_are_warned_of(settings: dict[str, Any], monkeypat
 
 def test_labels_boxes_and_split_come_from_their_files(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,label,set\none.dcm,Mass,test\nfour,Nodule,train\ngone,x,test\n")
-    (tmp_path / "boxes.csv").write_text("image,label,x0,y0,x1,y1\none.dcm,Mass,0,0,2,2\n")
+    (tmp_path / "boxes.csv").write_text("image,label,x0,y0,x1,y1\nfour,Mass,0,0,2,2\ntwo,Mass,9,9,1,1\n")
     settings["labels"] = {"file": str(tmp_path / "labels.csv"), "split": "set"}
     settings["boxes"] = {"file": str(tmp_path / "boxes.csv")}
     progress = _Heard()
     rows = {row.private_location: row for row in catalogue_rows(_build(settings, progress).table)}
     assert rows["one.dcm"].labels == ("Mass",)
-    assert rows["one.dcm"].boxes == (Box("Mass", 0, 0, 2, 2),)
+    assert {name: row.boxes for name, row in rows.items() if row.boxes is not None} == {
+        "x.zip!/four.dcm": (Box("Mass", 0, 0, 2, 2),)
+    }
     assert rows["x.zip!/four.dcm"].labels == ("Nodule",)
     assert rows["train/Mass/two.png"].labels is None
-    assert progress.notes == ["1 names in the label file match no file of the archive, or several; 2 match one"]
+    assert progress.notes == [
+        "1 names in the label file match no file of the archive, or several; 2 match one",
+        "1 box(es) are rejected (1 empty or reversed)",
+    ]
 
     built = _build(settings | {"split": "test"})
+    assert len(built.rejected_boxes) == 0
     assert [row.private_location for row in catalogue_rows(built.table)] == ["one.dcm"]
     assert len(built.table) == 1
     with pytest.raises(ArchiveError, match="no file of the archive belongs to it"):
         _build(settings | {"split": "validation"})
+
+
+def test_every_box_is_in_the_catalogue_or_rejected_by_its_line(settings: dict[str, Any], tmp_path: Path) -> None:
+    lines = {
+        "four.dcm,Mass,1,1,3,3": None,
+        "one.dcm,Mass,1,1,3,3": "of a frame that is not audited",
+        "three.png,Cyst,1,1,3,3": "of a label that is no class of the model",
+        "three.png,Mass,1,1,300,300": "outside the image",
+        "notes.txt,Mass,1,1,3,3": "of an image that cannot be read",
+        "nowhere.png,Mass,1,1,3,3": "of an image that is not in the archive, or of a name that several have",
+        "four.dcm,Nodule,0,0,2,2": None,
+    }
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *lines]) + "\n")
+    built = _build(settings | {"boxes": {"file": str(tmp_path / "boxes.csv")}})
+    rejected = {row["line"]: row for row in built.rejected_boxes.to_pylist()}
+    assert {line: row["reason"].partition(":")[0] for line, row in rejected.items()} == {
+        line: reason for line, reason in enumerate(lines.values(), start=2) if reason
+    }
+    located = dict(zip(built.table["id"].to_pylist(), built.table["private_location"].to_pylist(), strict=True))
+    names = {line: located.get(row["id"]) for line, row in rejected.items()}
+    assert names == {
+        3: None,
+        4: "train/No Finding/three.png",
+        5: "train/No Finding/three.png",
+        6: "x.zip!/notes.txt",
+        7: None,
+    }
+    assert [row.boxes for row in catalogue_rows(built.table) if row.boxes] == [
+        (Box("Mass", 1, 1, 3, 3), Box("Nodule", 0, 0, 2, 2))
+    ]
 
 
 def test_folders_can_be_the_labels(settings: dict[str, Any]) -> None:
