@@ -16,6 +16,8 @@ from tasks.cams.evidence import Evidence
 from tasks.cams.scaling import resized
 from tasks.probes import Probes
 
+_KEPT = 1 << 25  # values of gradients that are kept for another size of the same maps
+
 
 @dataclass(frozen=True, slots=True)
 class InputGradient:
@@ -24,8 +26,14 @@ class InputGradient:
     def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
         classes = evidence.classes.expand(len(probes.pixels), -1)
-        steepest = (gradient.abs().amax(1, keepdim=True) for gradient in probes.gradients(classes))
-        return torch.cat([_averaged(column, size) for column in steepest], 1)
+        if classes.numel() * probes.pixels[0, 0].numel() > _KEPT:
+            return torch.cat([_averaged(column, size) for column in self._steepest(probes, classes)], 1)
+        found = probes.recent(self, classes.tolist(), lambda: torch.cat(list(self._steepest(probes, classes)), 1))
+        return _averaged(found, size)
+
+    def _steepest(self, probes: Probes, classes: Tensor) -> Iterator[Tensor]:
+        """[B,1,*input size] of each column of classes."""
+        return (gradient.abs().amax(1, keepdim=True) for gradient in probes.gradients(classes))
 
     def forwards(self, features: int, head: str) -> int:
         """At most, for each class: a forward that all share, and a backward pass, which costs about as much."""
@@ -157,14 +165,20 @@ class LimeMap:
     def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
         count, axes = len(probes.pixels), probes.pixels.ndim - 2
-        answered = probes.once(self, lambda: [self._answers(probes, index) for index in range(count)])
         classes, absent = (each.expand(count, -1).tolist() for each in (evidence.classes, evidence.absent))
+        found = probes.recent((self, "fits"), (classes, absent), lambda: self._fitted(probes, classes, absent))
+        return _averaged(found.unflatten(2, [self.cells] * axes), size)
+
+    def _fitted(self, probes: Probes, classes: list[list[int]], absent: list[list[bool]]) -> Tensor:
+        """Coefficients [B,T,cells] of classes [B,T]."""
+        count, axes = len(probes.pixels), probes.pixels.ndim - 2
+        answered = probes.once(self, lambda: [self._answers(probes, index) for index in range(count)])
         found = probes.pixels.new_zeros(count, len(classes[0]), self.cells**axes)
         for row, (shown, answers) in enumerate(answered):
             for column, target in enumerate(classes[row]):
                 if not absent[row][column]:
                     found[row, column] = self._coefficients(shown, answers[:, target]).to(found)
-        return _averaged(found.unflatten(2, [self.cells] * axes), size)
+        return found
 
     def _answers(self, probes: Probes, index: int) -> tuple[Tensor, Tensor]:
         """Which cells each sample shows, [n,cells] of 0 and 1, and the probabilities [n,C]; on the CPU, as the fit."""
@@ -219,14 +233,20 @@ class MeaningfulPerturbation:
 
     def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
-        count, axes = len(probes.pixels), probes.pixels.ndim - 2
-        classes, absent = (each.expand(count, -1) for each in (evidence.classes, evidence.absent))
-        deleted = probes.pixels.new_zeros(*classes.shape, *[self.cells] * axes)
+        classes, absent = (each.expand(len(probes.pixels), -1) for each in (evidence.classes, evidence.absent))
+        # Once for the same classes, whatever the sizes asked for.
+        asked = tuple(map(tuple, classes.masked_fill(absent, -1).tolist()))
+        deleted = probes.once((self, asked), lambda: self._deleted(probes, classes, absent))
+        return _averaged(deleted, size) if min(deleted.shape[2:]) > max(size) else resized(deleted, size)
+
+    def _deleted(self, probes: Probes, classes: Tensor, absent: Tensor) -> Tensor:
+        """1 - m [B,T,*cells]"""
+        deleted = probes.pixels.new_zeros(*classes.shape, *[self.cells] * (probes.pixels.ndim - 2))
         pairs = (~absent).nonzero()
         for start in range(0, len(pairs), probes.step):
             images, columns = pairs[start : start + probes.step].T
             deleted[images, columns] = 1 - self._kept(probes, images, classes[images, columns])[:, 0]
-        return _averaged(deleted, size) if min(deleted.shape[2:]) > max(size) else resized(deleted, size)
+        return deleted
 
     def _kept(self, probes: Probes, images: Tensor, targets: Tensor) -> Tensor:
         """m [n,1,*cells], each row for itself."""

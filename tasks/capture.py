@@ -120,17 +120,18 @@ class Capture:
         with self._tap.doing(None), torch.enable_grad():
             return self._through(batch, self._logits_with_graph)
 
-    def logits_without(self, image: Tensor, forward: Forward, index: int, features: Tensor) -> Tensor:
-        """z [n,C] of one image [1,channels,H,W] with one of the features [n] set to 0 in each row.
+    def logits_keeping(self, image: Tensor, forward: Forward, index: int, keep: Tensor) -> Tensor:
+        """z [n,C] of one image [1,channels,H,W], in each row only with the features that keep [n,F] bool names.
 
-        The trunk sees the image once a call: the hook puts the n activations in the place of its one. Where a model
-        cannot have that, because it joins the layer's output with others of the image, the trunk sees n copies.
+        The others are set to 0. The trunk sees the image once a call: the hook puts the n activations in the place of
+        its one. Where a model cannot have that, because it joins the layer's output with others of the image, the trunk
+        sees n copies.
         """
-        count = len(features)
+        count = len(keep)
         activation = forward.leaf(index).expand(count, *[-1] * (forward.leaf(index).ndim - 1)).clone()
         axis = 1 if self._classifier.reshape is None else activation.ndim - 1
-        rows = torch.arange(count, device=activation.device)
-        activation.movedim(axis, 1)[rows, features] = 0
+        by_feature = activation.movedim(axis, 1)
+        by_feature.masked_fill_(~keep[(..., *[None] * (by_feature.ndim - 2))], 0)
         with self._tap.doing(activation):
             if not self._repeats:
                 try:

@@ -16,7 +16,8 @@ from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, Occl
 from tasks.cams.evidence import Evidence
 from tasks.cams.mcam import MCam
 from tasks.cams.rules import RULES, Rule
-from tasks.glas import Glas, Looks, Recursive, fuse
+from tasks.cams.scaling import resized
+from tasks.glas import Glas, Looks, Recursion, Recursive, fuse
 from tasks.search_points import Field
 
 
@@ -81,8 +82,9 @@ class RglasMap:
     def saliency(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
         probes = evidence.probes
         found = probes.pixels.new_zeros(len(probes.pixels), evidence.classes.shape[-1], *size)
-        for row, column, target in _present(evidence):
-            found[row, column] = probes.search(self.recursive, row, target, size).saliency
+        for row, column, _ in _present(evidence):
+            saliency = self._found(evidence)[row, column].saliency
+            found[row, column] = resized(saliency[None, None], size)[0, 0]
         return found
 
     def steps(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
@@ -90,10 +92,24 @@ class RglasMap:
         probes = evidence.probes
         shape = (len(probes.pixels), evidence.classes.shape[-1], self.recursive.iterations)
         found = probes.pixels.new_full((*shape, *size), torch.nan)
-        for row, column, target in _present(evidence):
-            steps = probes.search(self.recursive, row, target, size).steps
-            found[row, column, : len(steps)] = steps
+        for row, column, _ in _present(evidence):
+            steps = self._found(evidence)[row, column].steps
+            found[row, column, : len(steps)] = resized(steps[None], size)[0]
         return found
+
+    def _found(self, evidence: Evidence) -> dict[tuple[int, int], Recursion]:
+        """By image and column. Kept for these classes alone: the maps of each iteration are at input size."""
+        present = list(_present(evidence))
+        probes = evidence.probes
+        return probes.recent(
+            self,
+            present,
+            lambda: {(row, column): probes.search(self.recursive, row, target) for row, column, target in present},
+        )
+
+    def so_far(self, evidence: Evidence, size: tuple[int, ...]) -> Tensor:
+        """The map as it stands after each iteration [B,T,R,*size], not scaled; behind the last one it stays."""
+        return self.steps(evidence, size).nan_to_num(0.0).cumsum(2)
 
     def forwards(self, features: int, head: str) -> int:
         """At most: most searches end before the last iteration."""

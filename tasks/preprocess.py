@@ -92,6 +92,26 @@ class Preprocess:
         resized = self._resized(*shape[: self.axes])
         return tuple(mm * side / new for mm, side, new in zip(spacing, shape, resized, strict=False))
 
+    def boxes(self, shape: Sequence[int], boxes: Tensor) -> Tensor:
+        """Boxes [n,4] of an image [h,w] or [h,w,3] -> float64 [n,4] in pixels of the input, cut at its edges.
+
+        Both are half-open x0, y0, x1, y1. Rows of NaN: nothing of the box is in the input. Raises ValueError where
+        the input is a volume.
+        """
+        if self.axes != 2:
+            raise ValueError("expected an input of two sides: volumes have no boxes")
+        shape = tuple(shape[:2])
+        resized = self._resized(*shape)
+        scales = [new / old for new, old in zip(resized, shape, strict=True)]
+        begins = [_begin(there, side) for there, side in zip(resized, self.size, strict=True)]
+        scale, begin, size = (  # of x and y, twice over
+            torch.tensor([*pair[::-1]] * 2, dtype=torch.float64, device=boxes.device)
+            for pair in (scales, begins, self.size)
+        )
+        placed = (boxes.double() * scale - begin).clamp_min(0.0).minimum(size)
+        gone = (placed[:, 2:] <= placed[:, :2]).any(1, keepdim=True)
+        return placed.masked_fill(gone, torch.nan)
+
     def _shaped(self, pixels: Tensor) -> Tensor:
         """[b,1|3,h,w] in [0, 1] -> [b,1|channels,H,W], of volumes with a depth in front of each h."""
         if pixels.shape[1] == 3 and self.channels == 1:
@@ -165,14 +185,18 @@ def _trimmed(pixels: Tensor) -> Tensor:
     return pixels[..., top : height - top, left : width - left]
 
 
+def _begin(there: int, side: int) -> int:
+    """Where a centre crop begins; before the image where that is smaller. Rounding as torchvision's."""
+    return round((there - side) / 2) if there > side else -((side - there) // 2)
+
+
 def _centre(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Centre crop [b,c,*size], with dark margins where there is less; rounding as torchvision's."""
-    lacks = [max(side - there, 0) for side, there in zip(size, pixels.shape[2:], strict=True)]
-    if any(lacks):
-        pixels = pad(pixels, [margin for lack in reversed(lacks) for margin in (lack // 2, lack - lack // 2)])
-    for axis, side in enumerate(size, start=2):
-        pixels = pixels.narrow(axis, round((pixels.shape[axis] - side) / 2), side)
-    return pixels
+    """Centre crop [b,c,*size], with dark margins where there is less."""
+    margins: list[int] = []  # of the last axis first, as torch wants them; below 0 it cuts
+    for there, side in zip(reversed(pixels.shape[2:]), reversed(size), strict=True):
+        begin = _begin(there, side)
+        margins += (-begin, begin + side - there)
+    return pad(pixels, margins)
 
 
 def _sides(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ device, the batch, or what was drawn before.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -56,7 +57,7 @@ class Probes:
         self._classifier = classifier
         self._capture = capture
         self.pixels = pixels
-        self._forward = forward
+        self.forward = forward
         self.names = names
         self.spacings = [None] * len(names) if spacings is None else spacings
         self.step = step
@@ -66,6 +67,11 @@ class Probes:
     def dark(self) -> Tensor:
         """[channels]: the dark level, 0 before normalisation, as normalised inputs have it."""
         return self._classifier.preprocess.dark.to(self.pixels)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p [B,C] of the batch as it is."""
+        return self._classifier.probabilities(self.forward.logits)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Normalised inputs [n,channels,H,W] to probabilities [n,C]."""
@@ -101,13 +107,34 @@ class Probes:
             lambda: look_closer(self.predict, image, self.dark, coarse, target, settings, step=self.step),
         )
 
-    def search(self, settings: Recursive, index: int, target: int, size: tuple[int, ...]) -> Recursion:
-        """Recursive GLAS of an image and a class, its maps at this size: no larger ones are kept for the batch."""
-        return self.once((settings, index, target, size), lambda: self._search(settings, index, target, size))
+    def search(self, settings: Recursive, index: int, target: int) -> Recursion:
+        """Recursive GLAS of an image and a class, its maps at input size."""
+        image, spacing = self.pixels[index], self.spacings[index]
+        return rglas(self.predict, image, self.dark, target, settings, step=self.step, spacing=spacing)
 
     def ablated(self) -> Tensor:
         """z [B,F,C], each feature set to 0 by itself."""
-        return self.once("ablated", self._ablate)
+        features = self._features()
+        return self.once("ablated", lambda: self.keeping(features[:, None] != features, range(len(self.pixels))))
+
+    def keeping(self, keep: Tensor, images: Sequence[int]) -> Tensor:
+        """z [b,n,C] of some images, with only the features of each row of keep [n,F] bool, the others set to 0 at the
+        target layer.
+
+        A pass of the head for each image and row, and one of the trunk for `step` rows of an image.
+        """
+        parts = keep.split(self.step)
+        return torch.stack(
+            [
+                torch.cat(
+                    [
+                        self._capture.logits_keeping(self.pixels[index : index + 1], self.forward, index, part)
+                        for part in parts
+                    ]
+                )
+                for index in images
+            ]
+        )
 
     def masked(self, masking: Masking) -> Tensor:
         """z [B,F,C] of the input times each feature's mask, the mean over the masking's variations.
@@ -121,6 +148,40 @@ class Probes:
         """Forwards of the batch with Gaussian noise of std on the normalised input."""
         return self.once((draws, std), lambda: tuple(self._with_noise(draw, std) for draw in range(draws)))
 
+    def shaken(self, images: list[int], draws: int, std: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw after draw, Gaussian noise I [n,channels,*size] of std for some images, and z - z(x - I) [n,C].
+
+        The noise is drawn anew each time; the forward is done once.
+        """
+        for draw in range(draws):
+            noise = std * self._drawn(torch.randn, f"shaken|{draw}", images)
+            yield noise, self.once(("shaken", tuple(images), draw, std), partial(self._change, images, noise))
+
+    def nudged(self, images: list[int], draws: int, radius: float) -> Iterator["Probes"]:
+        """Draw after draw, the same of some images with uniform noise of at most radius on the normalised input.
+
+        Their names stay, so that what a method draws at random does not change with the input.
+        """
+        for draw in range(draws):
+            noise = self._drawn(torch.rand, f"nudged|{draw}", images)
+            pixels = self.pixels[images] + radius * (2 * noise - 1)
+            yield Probes(
+                self._classifier,
+                self._capture,
+                pixels,
+                self._capture(pixels),
+                [self.names[index] for index in images],
+                step=self.step,
+                spacings=[self.spacings[index] for index in images],
+            )
+
+    def recent(self, what: object, key: object, compute: Callable[[], Result]) -> Result:
+        """What is computed once for a key, and kept until the same is asked for another key: too large to keep all."""
+        if what not in self._known or self._known[what][0] != key:  # type: ignore[index]
+            self._known.pop(what, None)
+            self._known[what] = (key, compute())
+        return self._known[what][1]  # type: ignore[index,no-any-return]
+
     def once(self, key: object, compute: Callable[[], Result]) -> Result:
         """What is computed once for the batch, whatever the number of class columns and methods."""
         if key not in self._known:
@@ -130,21 +191,6 @@ class Probes:
     def _look(self, index: int, settings: Glas) -> Looks:
         image, spacing = self.pixels[index], self.spacings[index]
         return look(self.predict, image, self.dark, settings, step=self.step, spacing=spacing)
-
-    def _search(self, settings: Recursive, index: int, target: int, size: tuple[int, ...]) -> Recursion:
-        image, spacing = self.pixels[index], self.spacings[index]
-        found = rglas(self.predict, image, self.dark, target, settings, step=self.step, spacing=spacing)
-        maps = resized(torch.cat([found.saliency[None], found.steps])[None], size)[0]
-        return replace(found, saliency=maps[0], steps=maps[1:])
-
-    def _ablate(self) -> Tensor:
-        parts = self._features().split(self.step)
-        return torch.stack(
-            [
-                torch.cat([self._capture.logits_without(image[None], self._forward, index, part) for part in parts])
-                for index, image in enumerate(self.pixels)
-            ]
-        )
 
     def _mask(self, masking: Masking) -> Tensor:
         parts = self._features().split(self.step)
@@ -164,7 +210,7 @@ class Probes:
 
     def _masks(self, index: int, features: Tensor) -> Tensor:
         """[n,1,H,W] in [0, 1]."""
-        masks = resized(self._forward.activation[index, features][:, None], tuple(self.pixels.shape[2:]))
+        masks = resized(self.forward.activation[index, features][:, None], tuple(self.pixels.shape[2:]))
         cells = tuple(range(2, masks.ndim))
         low = masks.amin(cells, keepdim=True)
         span = masks.amax(cells, keepdim=True) - low
@@ -179,8 +225,17 @@ class Probes:
                 yield masks * (step / masking.steps)
 
     def _with_noise(self, draw: int, std: float) -> Forward:
-        noise = [self._noise(f"input|{draw}", index, self.pixels.shape[1:]) for index in range(len(self.pixels))]
-        return self._capture(self.pixels + std * torch.stack(noise).to(self.pixels))
+        noise = self._drawn(torch.randn, f"input|{draw}", range(len(self.pixels)))
+        return self._capture(self.pixels + std * noise)
+
+    def _change(self, images: list[int], noise: Tensor) -> Tensor:
+        """z - z(x - I) [n,C]"""
+        return self.forward.logits[images] - self._capture.logits(self.pixels[images] - noise)
+
+    def _drawn(self, draw: Callable[..., Tensor], purpose: str, images: Sequence[int]) -> Tensor:
+        """torch.rand or torch.randn for each value of some images [n,channels,*size]."""
+        shape = self.pixels.shape[1:]
+        return torch.stack([draw(shape, generator=self.generator(purpose, index)) for index in images]).to(self.pixels)
 
     def generator(self, purpose: str, index: int) -> torch.Generator:
         """Random numbers, on the CPU, that follow from the image's name and the purpose alone."""
@@ -191,4 +246,4 @@ class Probes:
         return torch.randn(tuple(shape), generator=self.generator(purpose, index))
 
     def _features(self) -> Tensor:
-        return torch.arange(self._forward.activation.shape[1], device=self._forward.activation.device)
+        return torch.arange(self.forward.activation.shape[1], device=self.forward.activation.device)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from storage.records import Note
+from storage.records import Box, Note
 from tasks.cams.mcam import MCam, Remembered
 from tasks.classifier import Classifier
 from tasks.methods import METHODS, Method, Painter, unfit
@@ -31,10 +31,12 @@ __all__ = ["Profile", "ProfileSettings", "ShardProfile", "Truth", "predicted_cla
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is known of a shard's images: labelled [N] whether anything is, positive [N,C] which classes."""
+    """What is known of a shard's images: labelled [N] whether anything is, positive [N,C] which classes; boxes: of
+    each image, in pixels of the stored image, None where nobody drew any; None: of no image."""
 
     labelled: NDArray[np.bool_]
     positive: NDArray[np.bool_]
+    boxes: Sequence[Sequence[Box] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class LinearHead:
         activation = forward.activation
         return (activation.relu() if self.rectified else activation).flatten(2).mean(2)
 
+    def keeping(self, forward: Forward, keep: Tensor) -> Tensor:
+        """z [B,C] where for the logit of each class only its features of keep [F,C] bool stay, the others set to 0."""
+        return torch.addmm(self.constant, self.pooled(forward), self.weights.T * keep)
+
     def gradient(self, activation: Tensor) -> Separable:
         """dz/dA of all classes, factored."""
         cells = activation[0, 0].numel()

@@ -193,3 +193,62 @@ def test_it_needs_torch_and_numpy_only() -> None:
     others = {"pydicom", "PIL", "torchvision", "ray"}
     code = f"import sys; import tasks.preprocess; print(sorted({others} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    height=st.integers(20, 150),
+    width=st.integers(20, 150),
+    resize=st.one_of(st.none(), st.integers(40, 120), st.tuples(st.integers(40, 120), st.integers(40, 120))),
+    crop=st.one_of(st.integers(30, 140), st.tuples(st.integers(30, 140), st.integers(30, 140))),
+    corners=st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_a_box_lands_where_its_pixels_do(
+    height: int, width: int, resize: Any, crop: Any, corners: tuple[float, ...]
+) -> None:
+    """Painted white into a black image and preprocessed: its edge is where the light falls to one half."""
+    (x0, x1), (y0, y1) = (
+        (int(min(pair) * (side - 10)), int(max(pair) * (side - 10)) + 10)
+        for pair, side in ((corners[:2], width), (corners[2:], height))
+    )
+    image = np.zeros((height, width), np.uint8)
+    image[y0:y1, x0:x1] = 255
+    preprocess = Preprocess(resize, crop, 1, (0.0,), (1.0,))
+    (box,) = preprocess.boxes(image.shape, torch.tensor([[x0, y0, x1, y1]]))
+    lit = preprocess.picture([image], CPU)[0, 0] >= 0.5
+    ys, xs = (torch.nonzero(lit.any(axis)).flatten() for axis in (1, 0))
+    if not len(xs):  # at most the rim of the box is in the input
+        assert box.isnan().all() or (box[2:] - box[:2]).min() <= 1
+        return
+    seen = torch.tensor([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
+    assert (box - seen).abs().max() <= 1
+
+
+def test_the_usual_geometry_of_boxes_by_hand() -> None:
+    """512 high and 1024 wide: halved, then 16 cut off above and 144 at the left."""
+    found = IMAGENET.boxes((512, 1024, 3), torch.tensor([[400.0, 100, 500, 200], [0, 0, 1024, 512], [0, 0, 288, 512]]))
+    assert found.dtype == torch.float64
+    assert found[0].tolist() == [400 / 2 - 144, 100 / 2 - 16, 500 / 2 - 144, 200 / 2 - 16]
+    assert found[1].tolist() == [0, 0, 224, 224]
+    assert found[2].isnan().all()
+    assert IMAGENET.boxes((512, 1024), torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_a_box_in_a_small_image_is_moved_by_the_dark_margins() -> None:
+    assert PLAIN.boxes((4, 5), torch.tensor([[0, 0, 5, 4], [1, 1, 2, 3]])).tolist() == [[1, 2, 6, 6], [2, 3, 3, 5]]
+
+
+def test_a_box_of_a_long_strip_lands_where_its_pixels_do() -> None:
+    strip = np.zeros((4, 40_000), np.uint8)
+    strip[1:3, 20_000:20_002] = 255
+    lit = IMAGENET.picture([strip], CPU)[0, 0] >= 0.5
+    seen = [*(torch.nonzero(lit.any(axis)).flatten() for axis in (0, 1))]
+    (box,) = IMAGENET.boxes(strip.shape, torch.tensor([[20_000, 1, 20_002, 3]]))
+    expected = torch.tensor([seen[0][0], seen[1][0], seen[0][-1] + 1, seen[1][-1] + 1])
+    assert (box - expected).abs().max() <= 1
+
+
+def test_volumes_have_no_boxes() -> None:
+    volumes = Preprocess((4, 4, 4), None, 1, (0.0,), (1.0,))
+    with pytest.raises(ValueError, match="volumes have no boxes"):
+        volumes.boxes((4, 4, 4), torch.zeros(1, 4))
