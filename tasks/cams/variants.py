@@ -47,12 +47,15 @@ class Variant:
         """The weights of the principal features of classes [T] or [B,T]."""
         return weights if self.mask is None else weights.masked(self.mask[classes.clamp(min=0)])
 
+    def missing(self, classes: Tensor) -> Tensor:
+        """Which of classes [T] or [B,T] have no map: -1, and those for which no feature is known to be principal."""
+        return classes < 0 if self.mask is None else (classes < 0) | ~self.mask[classes.clamp(min=0)].any(-1)
+
     def draw(self, saliency: Tensor, classes: Tensor) -> Drawn:
         """Maps and sums of signed saliency [B,T,*size], for classes [T] or [B,T]; -1 stands for none."""
         axes = saliency.ndim - 2
         cells = tuple(range(2, saliency.ndim))
-        some = classes.clamp(min=0)
-        missing = classes < 0 if self.mask is None else (classes < 0) | ~self.mask[some].any(-1)
+        some, missing = classes.clamp(min=0), self.missing(classes)
         absent = missing[(..., *[None] * axes)]
         maps = {"raw": saliency} | {kind: scale.apply(saliency, some) for kind, scale in self.common.items()}
         sums = {scale: values.sum(cells, dtype=torch.float64) for scale, values in maps.items()}
