@@ -29,24 +29,39 @@ class Slow(DigitsNet):
 def factory():
     return Slow()
 """
-RESULTS = ("profile.zarr", "maps.zarr", "cases.parquet", "metrics.parquet", "rejected.parquet", "catalogue.parquet")
+RESULTS = (
+    "profile.zarr",
+    "maps.zarr",
+    "concepts.zarr",
+    "cases.parquet",
+    "images.parquet",
+    "concepts.parquet",
+    "metrics.parquet",
+    "left_out.json",
+    "sanity.json",
+    "rejected.parquet",
+    "rejected_boxes.parquet",
+    "catalogue.parquet",
+)
 
 
 def write_archive(folder: Path, images: int) -> None:
-    """Digits, every other one DICOM, with labels.csv beside the archive folder."""
+    """Digits, every other one DICOM, with labels.csv and boxes.csv beside the archive folder."""
     archive = folder / "archive"
     archive.mkdir(parents=True)
     digits = read_digits()
     canvases = draw(digits, seed=3)
-    lines = ["image,label"]
+    labels, boxes = ["image,label"], ["image,label,x0,y0,x1,y1"]
     for number in range(images):
         name = f"{number:04d}.{'dcm' if number % 2 else 'png'}"
         if number % 2:
             write_dicom(archive / name, canvases.pixels[number], number=number, inverted=number % 4 == 1)
         else:
             write_png(archive / name, canvases.pixels[number])
-        lines.append(f"{name},{classes[digits.values[number]]}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+        labels.append(f"{name},{classes[digits.values[number]]}")
+        boxes.append(f"{labels[-1]},{','.join(map(str, canvases.boxes[number]))}")
+    (folder / "labels.csv").write_text("\n".join(labels) + "\n")
+    (folder / "boxes.csv").write_text("\n".join(boxes) + "\n")
 
 
 def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **overrides: object) -> Path:
@@ -57,12 +72,19 @@ def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **override
     (folder / "key").write_bytes(b"a key that only this test knows")
     tree = {
         "run": run,
-        "archive": {"location": "archive", "labels": {"file": "labels.csv"}, "key": {"file": "key"}},
+        "archive": {
+            "location": "archive",
+            "labels": {"file": "labels.csv"},
+            "key": {"file": "key"},
+        },
         "model": {"source": "python:slow_digits.factory", "weights": "weights.pt"},
         "explain": {"methods": ["grad-cam", "s-grad-cam", "fs-s-grad-cam++"], "targets": "predicted"},
+        "measures": {"sanity": {"checks": []}},
         "engine": {"shard_images": 8, "batch": 4, "workers": 2},
         "mlflow": {"enabled": False},
     }
+    if (folder / "boxes.csv").exists():
+        tree["archive"] = {**tree["archive"], "boxes": {"file": "boxes.csv"}}  # type: ignore[dict-item]
     for key, value in overrides.items():
         section, _, leaf = key.partition("__")
         tree[section] = {**tree[section], leaf: value} if leaf else value  # type: ignore[dict-item]

@@ -1,6 +1,6 @@
 """Whole-archive figures read back from the maps, by Dask on Ray's scheduler."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array
@@ -34,17 +34,6 @@ def _shard_attention(run: Objects, method: str, share: float, block_info: Any = 
         cells = tuple(range(2, positive.ndim))
         attention = (positive * _border(positive.shape[2:], share)).sum(cells) / positive.sum(cells)
     return np.asarray(attention)
-
-
-def mean_by_class(
-    attention: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], names: Sequence[str]
-) -> Iterator[tuple[str | None, float, int]]:
-    """Class name (None: all), mean and count of the known values [N, T] of each class that has a map."""
-    known = (classes >= 0) & np.isfinite(attention)
-    yield None, float(attention[known].mean()) if known.any() else float("nan"), int(known.sum())
-    for index in np.unique(classes[known]):
-        chosen = known & (classes == index)
-        yield names[index], float(attention[chosen].mean()), int(chosen.sum())
 
 
 def _border(size: Sequence[int], share: float) -> np.ndarray[Any, Any]:

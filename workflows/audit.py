@@ -6,7 +6,7 @@ where it stopped, and what it leaves is the same to the byte.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,12 +26,15 @@ from tasks.profile import Profile
 from workflows.cataloguing import build_catalogue, decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
 from workflows.commits import MapsCommit, ProfileCommit
+from workflows.concepts import write_concepts
 from workflows.configuration import Configuration
+from workflows.detectors import write_detectors
 from workflows.exemplars import write_exemplars
 from workflows.findings import write_findings
 from workflows.fit_memory import Fit, epochs_done, fit_memory, prepare
+from workflows.judging import write_left_out
 from workflows.learned_split import asked_for
-from workflows.merging import merge_profiles
+from workflows.merging import merge_tree
 from workflows.notes import notes_of
 from workflows.passes import pass_rejections, run_pass
 from workflows.plan import freeze
@@ -41,6 +44,8 @@ from workflows.regions import write_regions
 from workflows.remembering import write_memory
 from workflows.report import build_report
 from workflows.results import finish_tables
+from workflows.sanity import run_sanity
+from workflows.sanity_results import sanity_findings, sanity_left_out
 from workflows.scales import Scales, scales_of
 from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
@@ -97,6 +102,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
             "archive": listing_digest(configuration.archive),
             "atlas": model.regions.digest if model.regions else "",
             "memory": model.fitted.sha256 if model.fitted else "",
+            "permuted": model.permuted.digest if model.permuted else "",
         }
         if state is not None:
             refuse_changes(state, configuration, digests)
@@ -129,16 +135,25 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
     with _timed(audit, state, "maps", facts.images):
         scales = scales_of(configuration.explain, settings, model.description, profile)
         _maps_pass(audit, settings, reader, package, facts.shards, scales)
+    sanity = configuration.measures.sanity
+    asked = _timed(audit, state, "sanity", min(sanity.images, facts.images)) if sanity.checks else nullcontext()
+    with asked:
+        state["costs"] = run_sanity(
+            run, configuration, model, settings.explain, scales, reader, audit.placement, package, audit.progress
+        )
     for folder in ("profile.zarr", "maps.zarr"):
         run.sweep(folder)
     classes = tuple(audit.model.description.classes)
-    state["counts"] = finish_tables(run, facts, settings.explain, classes, configuration.explain.border)
+    write_left_out(run, settings.left_out, sanity_left_out(run))
+    write_concepts(run, range(facts.shards), scales.thresholds, classes)
+    state["counts"] = finish_tables(run, configuration, model.description, facts, settings.explain)
     state["notes"] = notes_of(run, configuration, model, facts, profile)
     write_regions(run, [str(method) for method in settings.explain.methods], audit.model.regions, classes)
     write_memory(run, model.fitted)
     run.sweep("memory.zarr")
-    write_findings(run, configuration.findings, settings.profile.featured, classes)
+    write_findings(run, configuration.findings, settings.profile.featured, classes, sanity_findings(run))
     write_exemplars(run, configuration, audit.model, reader, scales.limits, settings.explain.rules)
+    write_detectors(run, configuration, audit.model, reader)
     state |= {"state": "reporting", "finished": now()}
     write_state(run, state)
     run.put("report.html", build_report(run).encode())
@@ -157,6 +172,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
         shard_images=configuration.engine.shard_images,
         shard_bytes=configuration.engine.shard_bytes,
         progress=audit.progress,
+        classes=model.description.classes,
     )
     facts = archive_facts(built.table)
     if not facts.images:
@@ -167,6 +183,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
     settle(configuration, model.description, facts, model.regions, model.memory)
     write_table(run, "catalogue.parquet", built.table, group_rows=facts.shard_images)
     write_table(run, "rejected.parquet", built.rejected)
+    write_table(run, "rejected_boxes.parquet", built.rejected_boxes)
     state = {
         "lucency": versions()["lucency"],
         "state": "running",
@@ -227,7 +244,7 @@ def _profile_pass(
         attempts=audit.configuration.engine.attempts,
     )
     run_pass(work, run, dict.fromkeys(range(shards), ()), audit.placement, audit.progress)
-    profile = merge_profiles(run, range(shards))
+    profile = merge_tree(run, "profile", "npz", range(shards), Profile)
     limits = audit.configuration.explain.limits
     arrays = dict(profile.arrays())
     for base in settings.profile.bases:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -203,22 +204,40 @@ def submit(configuration: Path, address: str, no_wait: bool, overrides: tuple[st
 
 
 @main.command()
-@click.argument("run")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--tables", is_flag=True, help="Print the papers' tables, and write them below tables/ of the first run.")
 @click.option("--log", is_flag=True, help="Also log the run to MLflow, as its configuration says.")
 @click.option("--mlflow", "uri", metavar="URI", help="With --log: this MLflow server instead.")
 @_json
 @_command
-def report(run: str, log: bool, uri: str | None, as_json: bool) -> int:
-    """Build report.html of a finished run again."""
+def report(runs: tuple[str, ...], tables: bool, log: bool, uri: str | None, as_json: bool) -> int:
+    """Build report.html of a finished run again.
+
+    With --tables several runs may be given: they stand in the tables beside each other, also in the first one's report.
+    """
     from storage.objects import Objects
     from workflows.report import build_report
+    from workflows.report.papers import paper_tables, write_tables
+    from workflows.report.papers.source import sources
+    from workflows.report.papers.text import as_text
 
     if uri is not None and not log:
         raise ConfigurationError("--mlflow says where to log: add --log.")
-    objects = Objects(run)
-    stored = _stored_configuration(objects, run)
-    objects.put("report.html", build_report(objects).encode())
-    answer: dict[str, str | None] = {"report": objects.path("report.html"), "mlflow": None}
+    if len(runs) > 1 and not tables:
+        raise ConfigurationError("several runs stand beside each other in tables: add --tables.")
+    folders = [Objects(location) for location in runs]
+    objects = folders[0]
+    stored = _stored_configuration(objects, runs[0])
+    read = sources(folders)
+    objects.put("report.html", build_report(objects, read).encode())
+    answer: dict[str, Any] = {"report": objects.path("report.html"), "mlflow": None}
+    if tables:
+        made = paper_tables(read)
+        write_tables(objects, made)
+        answer["tables"] = [asdict(table) for table in made]
+        if not as_json:
+            width = shutil.get_terminal_size((80, 24)).columns
+            click.echo("\n".join(as_text(table, width) for table in made))
     if log:
         from workflows.tracking import log_run
 
@@ -229,6 +248,8 @@ def report(run: str, log: bool, uri: str | None, as_json: bool) -> int:
         click.echo(json.dumps(answer, indent=2))
     else:
         click.echo(f"Report: {answer['report']}")
+        if tables:
+            click.echo(f"Tables: {objects.path('tables/')}")
         if answer["mlflow"]:
             click.echo(f"MLflow run: {answer['mlflow']}")
     return FAILED if log and answer["mlflow"] is None else DONE

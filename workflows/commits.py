@@ -19,7 +19,7 @@ from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Note, Rejection
 from storage.tables import to_bytes
-from workflows.cases import cases_table
+from workflows.cases import DETECTORS, TABLES, cases_table, concepts_table, images_table
 
 _RESULT = pa.schema(
     [
@@ -107,8 +107,13 @@ class MapsCommit:
         }
         if row["images"]:  # a shard without an explained image stays unwritten, which reads as no map
             write_maps(self.run, start, maps, placed_rows(arrays["classes"], position, length, -1))
-        cases = cases_table(arrays, self.class_names, self.task)
-        Ledger(self.run, "maps").commit(manifest_of("maps", row), {"parquet": to_bytes(cases)})
+        tables = [cases_table(arrays, self.class_names, self.task), images_table(arrays)]
+        outputs = {}
+        if "detectors" in arrays:
+            tables.append(concepts_table(arrays))
+            outputs[DETECTORS] = arrays["detectors"].tobytes()
+        outputs |= {name: to_bytes(table) for name, table in zip(TABLES, tables, strict=False)}
+        Ledger(self.run, "maps").commit(manifest_of("maps", row), outputs)
         return block.drop_columns(["output"])
 
 

@@ -12,6 +12,7 @@ from storage.errors import ConfigurationError
 from tasks.cams.names import BASE_METHODS, MethodName
 from workflows.configuration_baselines import Baselines
 from workflows.configuration_findings import Findings
+from workflows.configuration_measures import Measures
 from workflows.configuration_memory import Memory
 from workflows.sections import Positive as _Positive
 from workflows.sections import Section as _Section
@@ -288,6 +289,7 @@ class Configuration(_Section):
     archive: Archive
     model: Model
     explain: Explain = Explain()
+    measures: Measures = Measures()
     engine: Engine = Engine()
     mlflow: Tracking = Tracking()
     findings: Findings = Findings()

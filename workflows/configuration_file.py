@@ -74,6 +74,8 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
     if explain.memory.file is not None and not explain.memory.file.startswith("mlflow:"):
         kept = explain.memory.model_copy(update={"file": anchor(explain.memory.file)})
         explain = explain.model_copy(update={"memory": kept})
+    measures = configuration.measures
+    sanity = measures.sanity.model_copy(update={"permuted": anchor(measures.sanity.permuted)})
     labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
     boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
     engine = configuration.engine.model_copy(update={"spill": anchor(configuration.engine.spill)})
@@ -89,6 +91,7 @@ def _anchored(configuration: Configuration, folder: Path) -> Configuration:
             "run": anchor(configuration.run),
             "engine": engine,
             "explain": explain,
+            "measures": measures.model_copy(update={"sanity": sanity}),
             "archive": archive.model_copy(
                 update={"location": anchor(archive.location), "labels": labels, "boxes": boxes, "key": key}
             ),

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import torch
 
 from storage.catalogue import shard_images
-from storage.errors import LucencyError
 from storage.objects import Objects
 from storage.tables import read_group, read_table
 from tasks.cams.names import MethodName
@@ -18,7 +17,7 @@ from tasks.cams.scaling import resized
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.methods import Method
 from workflows.configuration import Configuration
-from workflows.images import Images
+from workflows.images import as_seen, read_again
 from workflows.planes import highest, three_planes
 from workflows.shards import ShardReader
 from workflows.survey import LoadedModel
@@ -133,9 +132,7 @@ def _explain(
     model: LoadedModel,
     reader: ShardReader,
 ) -> _Shown:
-    images = Images.of(reader.read(case.shard, only=[case.id]), model.classifier.classes)
-    if not images.ids:
-        raise LucencyError(f"image {case.id} was explained and cannot be read any more: did the archive change?")
+    images = read_again(reader, case.shard, [case.id], model.classifier.classes)
     settings = ExplainSettings(methods=(MethodName(base),), targets=(case.category,), batch=1, rules=rules)
     done = explain_shard(
         model.classifier,
@@ -148,8 +145,7 @@ def _explain(
         spacings=images.spacing,
     )
     native = done.maps[base][0, 0].astype(np.float32)
-    pixels = model.classifier.preprocess.picture(images.pixels, torch.device("cpu"))[0]
-    picture = (pixels.expand(3, *pixels.shape[1:]) * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, -1).numpy()
+    picture = as_seen(images.pixels[0], model.classifier.preprocess)
     whole = resized(torch.from_numpy(native)[None, None], picture.shape[:-1])[0, 0].numpy()
     low, high = limits[case.category]
     above = float((whole > high).mean())

@@ -4,7 +4,7 @@ A finding is a place to look at, not a verdict; the thresholds decide what is li
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ _SHOWN = 50
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """kind: silent-features | dominant-feature | never-predicted | memory-disagrees | shared-slot | unsteady-slots.
+    """kind: silent-features | dominant-feature | never-predicted | memory-disagrees | shared-slot | unsteady-slots |
+    sanity-failed.
 
     evidence: features, slots, classes and counts.
     """
@@ -33,8 +34,14 @@ class Finding:
     evidence: Mapping[str, Any]
 
 
-def write_findings(run: Objects, thresholds: Findings, bases: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    """Write `findings.json` from the finished profile and tables."""
+def write_findings(
+    run: Objects,
+    thresholds: Findings,
+    bases: tuple[str, ...],
+    classes: tuple[str, ...],
+    further: Iterable[Finding] = (),
+) -> None:
+    """Write `findings.json` from the finished profile and tables, and what further was found."""
     images = int(read_array(run, "profile.zarr", "images"))
     found: list[Finding] = []
     if "features/active" in array_names(run, "profile.zarr"):  # not of a black box
@@ -48,6 +55,7 @@ def write_findings(run: Objects, thresholds: Findings, bases: tuple[str, ...], c
         found += _memory_disagrees(use, classes, thresholds.agreement)
         found += _shared_slots(use, classes, thresholds.shared_slot)
         found += _unsteady_slots(use, classes, thresholds.steady)
+    found += further
     run.put("findings.json", json.dumps([asdict(item) for item in found], indent=2).encode())
 
 

@@ -1,43 +1,63 @@
-"""Merging the partial profiles of all shards: a tree of Ray tasks whose shape only the shard numbers decide.
+"""Merging what all shards left: a tree of Ray tasks whose shape only the shard numbers decide.
 
 Float sums depend on the order of addition. The tree takes shards in their order, `_ARITY` at a time, so the
 result is the same to the bit whoever computed the shards, in whichever order and after however many interruptions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import ray
 
 from storage.ledger import Ledger
 from storage.objects import Objects
-from tasks.profile import Profile
 
 _ARITY = 8
 
 
-def merge_profiles(run: Objects, shards: Sequence[int]) -> Profile:
-    """The profile of the whole archive from the committed partials of pass 1."""
-    leaves = [shards[i : i + _ARITY] for i in range(0, len(shards), _ARITY)]
-    level = [_merge_committed.remote(run, list(leaf)) for leaf in leaves]
+class Reduction(Protocol):
+    """A value that merges, and that crosses between machines as bytes."""
+
+    def merge(self, other: Self) -> Self: ...
+
+    def to_bytes(self) -> bytes: ...
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Self: ...
+
+
+R = TypeVar("R", bound=Reduction)
+
+
+def merge_tree(run: Objects, stage: str, suffix: str, shards: Sequence[int], kind: type[R]) -> R:
+    """The reduction of the whole archive from what a stage committed of it, of one shard or more.
+
+    Raises RunError where an output was changed since.
+    """
+    level = [_merge_committed.remote(run, stage, suffix, list(shards[i : i + _ARITY]), kind) for i in _steps(shards)]
     while len(level) > 1:
-        level = [_merge.remote(*level[i : i + _ARITY]) for i in range(0, len(level), _ARITY)]
-    return Profile.from_bytes(ray.get(level[0]))
+        level = [_merge.remote(kind, *level[i : i + _ARITY]) for i in _steps(level)]
+    return kind.from_bytes(ray.get(level[0]))
 
 
-def fold(partials: Sequence[bytes]) -> bytes:
-    """Merge serialised profiles from left to right."""
-    profile = Profile.from_bytes(partials[0])
-    for partial in partials[1:]:
-        profile = profile.merge(Profile.from_bytes(partial))
-    return profile.to_bytes()
+def _steps(items: Sequence[Any]) -> range:
+    return range(0, len(items), _ARITY)
 
 
 @ray.remote(num_cpus=0.1)
-def _merge_committed(run: Objects, shards: list[int]) -> bytes:
-    ledger = Ledger(run, "profile")
-    return fold([ledger.output(shard, "npz") for shard in shards])
+def _merge_committed(run: Objects, stage: str, suffix: str, shards: list[int], kind: type[Reduction]) -> bytes:
+    ledger = Ledger(run, stage)
+    return merged(kind.from_bytes(ledger.output(shard, suffix)) for shard in shards)
 
 
 @ray.remote(num_cpus=0.1)
-def _merge(*partials: bytes) -> bytes:
-    return fold(partials)
+def _merge(kind: type[Reduction], *partials: bytes) -> bytes:
+    return merged(kind.from_bytes(partial) for partial in partials)
+
+
+def merged(parts: Iterator[R]) -> bytes:
+    """Merge from left to right, holding two at a time."""
+    total = next(parts)
+    for part in parts:
+        total = total.merge(part)
+    return total.to_bytes()

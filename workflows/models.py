@@ -3,6 +3,7 @@
 The driver fetches everything once (`fetch_model`); a worker needs only the package (`build_classifier`).
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,6 +51,11 @@ class ModelPackage:
     trust: str
     search_path: tuple[str, ...]  # folders behind sys.path where a factory's module is looked for
     answering: Answering | None = None  # of a black box
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights as they travel."""
+        return hashlib.sha256(self.weights or b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,26 @@ def _with_state(package: ModelPackage, weights: str) -> ModelPackage:
         weights=save_state_dict(module.state_dict()),
         classes=package.classes or categories,
     )
+
+
+def fetch_permuted(package: ModelPackage, location: str) -> ModelPackage:
+    """The same model with the weights at `location`, which learned permuted labels; tried once on the CPU.
+
+    Raises ModelError where they cannot be had or do not fit.
+    """
+    key = "measures.sanity.permuted"
+    if package.answering is not None and package.answering.endpoint is not None:
+        raise ModelError(f"{key}: a served model has no weights to put others in the place of; leave `permuted` out.")
+    data = _fetched(location, key)
+    try:
+        if package.form in ("none", "state"):
+            data = save_state_dict(read_state_dict(data, trust=package.trust))
+            package = replace(package, form="state")
+        other = replace(package, weights=data)
+        build_classifier(other, "cpu")
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
+    return other
 
 
 def _fetched(location: str, key: str) -> bytes:

@@ -1,7 +1,6 @@
 """The stage graph of an audit, frozen and printed before anything runs."""
 
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,11 +8,13 @@ import numpy as np
 import torch
 
 from tasks.memory import spatial_bytes
-from tasks.methods import GlasMap, Method, Painter
+from tasks.sanity import forwards as sanity_forwards
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
+from workflows.configuration_measures import Measures
 from workflows.configuration_memory import Memory
+from workflows.judging import further_forwards, judging_forwards, sanity_settings
 from workflows.learned_split import Split, asked_for, catalogue_split, shape_of
 from workflows.models import ModelDescription
 from workflows.progress import Progress
@@ -51,6 +52,7 @@ class Plan:
     rejected: int
     shard_images: int
     map_bytes: dict[str, int]
+    measures: dict[str, int]  # group -> its forwards, part of those of the maps
     worker_bytes: int
     store_bytes: int
     seconds_a_forward: float
@@ -79,6 +81,9 @@ class Plan:
             )
         lines += ["", "maps (before compression)"]
         lines += [f"  {name:<28}{_size(count):>10}" for name, count in self.map_bytes.items()]
+        if self.measures:
+            lines += ["", "forwards of measures (in those of the maps)"]
+            lines += [f"  {name:<28}{count:>10}" for name, count in self.measures.items()]
         lines += [
             "",
             f"Device hours from {self.seconds_a_forward * 1000:.1f} ms a forward on {self.measured_on}.",
@@ -102,6 +107,7 @@ def plan(configuration: Configuration, progress: Progress, folder: str | None = 
             shard_images=engine.shard_images,
             shard_bytes=engine.shard_bytes,
             progress=progress,
+            classes=model.description.classes,
         )
         facts = archive_facts(built.table)
         settings = settle(configuration, model.description, facts, model.regions, model.memory)
@@ -124,6 +130,9 @@ def freeze(
     features, classes = description.features, len(description.classes)
     profile_forwards = archive.images * (1 + further_forwards(rules, settings.profile.bases, description, classes))
     maps_forwards = archive.images * (1 + further_forwards(rules, rules, description, settings.maps.targets))
+    judging = judging_forwards(settings.profile, settings.explain, description)
+    measures = {group: round(archive.images * forwards) for group, forwards in judging.items()}
+    maps_forwards += sum(measures.values())
     bases = len(settings.profile.bases)
     bins = 2 * (255 << settings.profile.bits)
     profile_bytes = bases * (3 * features * classes + bins * classes) * 8 + bins * features * _HISTOGRAM_BYTES
@@ -140,6 +149,7 @@ def freeze(
             "maps", placement.device, archive.shards, archive.images, archive.file_bytes,
             settings.maps.bytes(), maps_forwards, maps_forwards * seconds / 3600,
         ),
+        *sanity_stages(configuration.measures, settings, description, archive, placement, seconds),
         Stage("report", "driver", 1, archive.images, 0, 0, 0, None),
     )  # fmt: skip
     return Plan(
@@ -153,12 +163,32 @@ def freeze(
         rejected=archive.rejected,
         shard_images=archive.shard_images,
         map_bytes={name: settings.maps.method_bytes(name) for name in (*settings.maps.methods, *settings.maps.steps)},
+        measures=measures,
         worker_bytes=2 * weights + profile_bytes,
         store_bytes=archive.shard_bytes * (placement.workers + 2),
         seconds_a_forward=seconds,
         measured_on=measured_on,
         stages=stages,
     )
+
+
+def sanity_stages(
+    measures: Measures,
+    settings: Settings,
+    model: ModelDescription,
+    archive: ArchiveFacts,
+    placement: Placement,
+    seconds: float,
+) -> tuple[Stage, ...]:
+    """The sanity checks, where some are asked for."""
+    asked = measures.sanity
+    if not asked.checks:
+        return ()
+    images, rules = min(asked.images, archive.images), settings.explain.rules
+    together = 1 + further_forwards(rules, rules, model, 1)
+    alone = sum(1 + further_forwards(rules, [base], model, 1) for base in rules)
+    forwards = sanity_forwards(images, sanity_settings(measures), together=together, alone=alone)
+    return (Stage("sanity", placement.device, 1, images, 0, 0, forwards, forwards * seconds / 3600),)
 
 
 def fit_stages(
@@ -178,20 +208,6 @@ def fit_stages(
         Stage("features", device, shards, images, facts.file_bytes, first, images, images * seconds / 3600),
         Stage("memory", device, shards, images * memory.epochs, again, state, forwards, forwards * seconds / 3600),
     )
-
-
-def further_forwards(rules: Mapping[str, Method], bases: Iterable[str], model: ModelDescription, columns: int) -> int:
-    """Forwards an image beyond the first, at most. The maps of GLAS share theirs, and all classes a coarse look."""
-    costs: dict[object, int] = {}
-    for base in bases:
-        rule = rules[base]
-        if isinstance(rule, GlasMap):
-            first = rule.settings.coarser.forwards
-            costs[rule.settings] = first + columns * (rule.settings.forwards - first)
-        else:
-            times = columns if isinstance(rule, Painter) and rule.by_class else 1
-            costs[base] = times * rule.forwards(model.features, model.head)
-    return sum(costs.values())
 
 
 def _seconds_a_forward(model: LoadedModel, placement: Placement) -> tuple[float, str]:

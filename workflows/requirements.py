@@ -57,6 +57,11 @@ def check_before(configuration: Configuration) -> None:
     Raises ConfigurationError.
     """
     model, words = configuration.model, black_box(configuration.model.source)
+    if "infidelity" in configuration.measures.include and configuration.explain.precision != "float32":
+        raise ConfigurationError(
+            f"measures.include: infidelity looks at how logits change under noise of {configuration.measures.noise:g}, "
+            f"which {configuration.explain.precision} rounds away. Choose `explain.precision: float32`."
+        )
     if "m-cam" in configuration.explain.bases and configuration.explain.memory.file is None:
         check_labels(configuration)
     served = model.source.startswith(("http:", "https:"))

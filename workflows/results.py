@@ -1,44 +1,59 @@
 """From the parts that shards left to the tables of the run: cases, metrics, rejects."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage.arrays import open_maps
 from storage.errors import LucencyError
-from storage.ledger import Ledger
+from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Rejection
-from storage.tables import concatenate, from_bytes, read_table, write_table
+from storage.tables import concatenate, each_group, from_bytes, read_table, table_schema, write_table
 from tasks.cams.names import MEMORY_METHODS, MethodName
-from tasks.consistency import consistency
 from tasks.explain import ExplainSettings
-from workflows.aggregates import border_attention, mean_by_class
-from workflows.cases import MEMORY_LOGIT, sum_columns
+from workflows.aggregates import border_attention
+from workflows.cases import MEMORY_LOGIT, TABLES, measure_columns, sum_columns
+from workflows.configuration import Configuration
+from workflows.judging import unmeasured
+from workflows.metrics import (
+    EVERY_CLASS,
+    METRICS,
+    Patients,
+    Row,
+    accuracies,
+    agreement,
+    answers,
+    attention,
+    by_class,
+    concepts,
+    judged,
+    row,
+)
+from workflows.models import ModelDescription
+from workflows.parallel import Each, on_ray
 from workflows.passes import pass_rejections
+from workflows.performance import Labels, class_columns, performance
 from workflows.remembering import memory_measures
+from workflows.sanity_results import sanity_metrics
 from workflows.survey import ArchiveFacts
 
-_ALL = "(all)"
 _MEMORY = "m-cam"
-_METRICS = pa.schema(
-    [
-        ("method", pa.string()),
-        ("class", pa.string()),
-        ("measure", pa.string()),
-        ("value", pa.float64()),
-        ("n", pa.int64()),
-    ]
-)
+_COLUMNS_AT_ONCE = 4  # of measures: they and their sums by class and group of patients are held
 
 
 def finish_tables(
-    run: Objects, facts: ArchiveFacts, settings: ExplainSettings, class_names: Sequence[str], border: float
+    run: Objects,
+    configuration: Configuration,
+    model: ModelDescription,
+    facts: ArchiveFacts,
+    settings: ExplainSettings,
 ) -> dict[str, int]:
-    """Write rejected.parquet, cases.parquet and metrics.parquet; returns the counts of the run.
+    """Write rejected.parquet, cases.parquet and metrics.parquet, add to left_out.json; returns the counts of the run.
 
     Raises LucencyError when an image is neither explained nor rejected: nothing may be lost.
     """
@@ -56,73 +71,107 @@ def finish_tables(
             f"{facts.catalogued} catalogued, but {explained} explained and {len(rows)} rejected: "
             "an image was lost or counted twice. This is a fault of Lucency; the run is kept as it is."
         )
-    first = from_bytes(ledger.output(0, "parquet"))
-    parts = (from_bytes(ledger.output(shard, "parquet")) for shard in sorted(manifests))
-    concatenate(run, "cases.parquet", parts, first.schema)
+    for table in TABLES:
+        _join(run, ledger, manifests, table)
+    schema = table_schema(run, "cases.parquet")
+    patients = Patients.read(run, configuration.measures)
+    ranked, left = _performance(run, configuration, model, patients, each=on_ray)
     metrics = [
-        *_metrics(run, first.schema, class_names),
-        *_attention(run, settings, class_names, border),
+        *_of_cases(run, schema, model.classes, patients, each=on_ray),
+        *_of_maps(run, measure_columns(schema), model.classes, patients, each=on_ray),
+        *ranked,
+        *_of_images(run, model.classes, patients),
+        *_attention(run, settings, model.classes, configuration.explain.border, patients),
         *(
-            _row(_MEMORY, name or _ALL, measure, value, n)
-            for name, measure, value, n in memory_measures(run, class_names)
+            row(_MEMORY, name or EVERY_CLASS, measure, value, n)
+            for name, measure, value, n in memory_measures(run, model.classes)
         ),
+        *(row(name, EVERY_CLASS, measure, value, n) for name, measure, value, n in sanity_metrics(run)),
     ]
-    write_table(run, "metrics.parquet", pa.Table.from_pylist(metrics, schema=_METRICS))
+    write_table(run, "metrics.parquet", pa.Table.from_pylist(metrics, schema=METRICS))
+    told = {row["measure"] for row in metrics if row["class"] == EVERY_CLASS}
+    missing = unmeasured(settings.measures.groups, told)
+    _leave_out(run, [*left, *((item.measure, item.category, item.reason) for item in missing)])
     return {"catalogued": facts.catalogued, "explained": explained, "rejected": len(rows)}
 
 
-def _metrics(run: Objects, schema: pa.Schema, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One measure a row, over all cases and for each class that has some.
-
-    A method's column is read when its turn comes: what is held does not grow with the number of methods.
-    """
-    cases = read_table(run, "cases.parquet", ["class", "logit", "probability", "label", "predicted"])
-    groups = list(_by_class(cases["class"].to_numpy(), class_names))
-    logits, probabilities = cases["logit"].to_numpy(), cases["probability"].to_numpy()
-    predicted = cases["predicted"].to_numpy()
-    correct = pc.cast(cases["label"], pa.float32()).to_numpy()  # NaN: not labelled
-    for group, chosen in groups:
-        count = len(logits[chosen])
-        scored = correct[chosen][predicted[chosen] & ~np.isnan(correct[chosen])]
-        yield _row("model", group, "cases", float(count), count)
-        yield _row("model", group, "mean probability", _mean(probabilities[chosen]), count)
-        yield _row("model", group, "precision of the predicted class", _mean(scored), len(scored))
-    for method in sum_columns(schema):
-        sums = read_table(run, "cases.parquet", [method])[method].to_numpy()
-        if MethodName.parse(method.rpartition(".")[0]).base in MEMORY_METHODS:  # explains another classifier's logit
-            explained = read_table(run, "cases.parquet", [MEMORY_LOGIT])[MEMORY_LOGIT].to_numpy()
-        else:
-            explained = logits
-        for group, chosen in groups:
-            agreement = consistency(explained[chosen], sums[chosen])
-            yield _row(method, group, "consistency.pearson", agreement.pearson, agreement.n)
-            yield _row(method, group, "consistency.spearman", agreement.spearman, agreement.n)
+def _join(run: Objects, ledger: Ledger, manifests: Mapping[int, Manifest], table: str) -> None:
+    """The shards' parts of a table, one behind the other; no table where shards have none."""
+    shards = sorted(manifests)
+    if table not in manifests[shards[0]].sha256:
+        run.delete(table)
+        return
+    parts = (from_bytes(ledger.output(shard, table)) for shard in shards)
+    concatenate(run, table, parts, from_bytes(ledger.output(shards[0], table)).schema)
 
 
-def _by_class(
-    classes: np.ndarray[Any, Any], names: Sequence[str]
-) -> Iterator[tuple[str, slice | np.ndarray[Any, Any]]]:
-    """All cases, then those of each class that has some, in their order."""
-    yield _ALL, slice(None)
-    order = np.argsort(classes, kind="stable")
-    present, starts = np.unique(classes[order], return_index=True)
-    for index, chosen in zip(present, np.split(order, starts)[1:], strict=True):
-        yield names[index], chosen
+def _of_cases(
+    run: Objects, schema: pa.Schema, class_names: Sequence[str], patients: Patients, *, each: Each = map
+) -> Iterator[Row]:
+    """What the model says of the cases, and how maps follow their logits."""
+    cases = read_table(run, "cases.parquet", ["row", "class", "logit", "probability", "label", "predicted"])
+    yield from answers(cases, class_names, patients)
+    del cases
+    yield from chain.from_iterable(each(partial(_agreement, run, class_names, patients), sum_columns(schema)))
+
+
+def _agreement(run: Objects, class_names: Sequence[str], patients: Patients, method: str) -> list[Row]:
+    """How the maps of one method follow the logit that they explain: in M-CAM's case another classifier's."""
+    remembered = MethodName.parse(method.rpartition(".")[0]).base in MEMORY_METHODS
+    names = ["row", "class", MEMORY_LOGIT if remembered else "logit", method]
+    rows, classes, logits, sums = (
+        column.to_numpy() for column in read_table(run, "cases.parquet", names).select(names)
+    )
+    groups = list(by_class(classes, class_names))
+    return list(agreement(method, groups, logits, sums, patients.groups[rows], bootstrap=patients.bootstrap))
+
+
+def _of_maps(
+    run: Objects, columns: Sequence[str], class_names: Sequence[str], patients: Patients, *, each: Each = map
+) -> Iterator[Row]:
+    """The measures of maps, some columns at a time."""
+    parts = [columns[start : start + _COLUMNS_AT_ONCE] for start in range(0, len(columns), _COLUMNS_AT_ONCE)]
+    yield from chain.from_iterable(each(partial(_judged, run, class_names, patients), parts))
+
+
+def _judged(run: Objects, class_names: Sequence[str], patients: Patients, columns: Sequence[str]) -> list[Row]:
+    cases = read_table(run, "cases.parquet", ["row", "class", *columns])
+    return list(judged(cases, columns, class_names, patients))
+
+
+def _performance(
+    run: Objects, configuration: Configuration, model: ModelDescription, patients: Patients, *, each: Each = map
+) -> tuple[list[Row], list[tuple[str, str, str]]]:
+    """How well the model tells the classes apart, and for which classes that cannot be said."""
+    if "performance" not in configuration.measures.include or not run.exists("images.parquet"):
+        return [], []
+    names = read_table(run, "catalogue.parquet", ["labels"])["labels"]  # the readable ones first, by row
+    rows = read_table(run, "images.parquet", ["row"])["row"].to_numpy()
+    parts = each_group(run, "images.parquet", ["logits"])
+    spill = configuration.engine.spill
+    with class_columns(parts, rows, len(model.classes), model.task, spill=spill) as said:
+        return performance(said, Labels.of(names, model.classes), model.classes, patients, each=each)
+
+
+def _of_images(run: Objects, class_names: Sequence[str], patients: Patients) -> Iterator[Row]:
+    """What is measured of whole images: how often the model is right, and how many concepts are in their boxes."""
+    if run.exists("images.parquet"):
+        names = [name for name in table_schema(run, "images.parquet").names if name != "logits"]
+        yield from accuracies(read_table(run, "images.parquet", names), patients)
+    if run.exists("concepts.parquet"):
+        yield from concepts(read_table(run, "concepts.parquet"), class_names, patients)
+
+
+def _leave_out(run: Objects, found: Sequence[tuple[str, str | None, str]]) -> None:
+    """Add to what the run left out: measure, class and reason; what is listed is not listed again."""
+    known = json.loads(run.get("left_out.json")) if run.exists("left_out.json") else []
+    new = [dict(zip(("measure", "class", "reason"), item, strict=True)) for item in found]
+    run.put("left_out.json", json.dumps([*known, *(item for item in new if item not in known)], indent=1).encode())
 
 
 def _attention(
-    run: Objects, settings: ExplainSettings, class_names: Sequence[str], border: float
-) -> Iterator[dict[str, Any]]:
+    run: Objects, settings: ExplainSettings, class_names: Sequence[str], border: float, patients: Patients
+) -> Iterator[Row]:
     classes = np.asarray(open_maps(run, "classes")[...])
     for method in (str(method) for method in settings.methods if not method.scaled):
-        attention = border_attention(run, method, border)
-        for name, value, count in mean_by_class(attention, classes, class_names):
-            yield _row(method, name or _ALL, "border attention", value, count)
-
-
-def _mean(values: Sequence[float] | np.ndarray[Any, Any]) -> float:
-    return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
-
-
-def _row(method: str, group: str, measure: str, value: float, n: int) -> dict[str, Any]:
-    return {"method": method, "class": group, "measure": measure, "value": value, "n": n}
+        yield from attention(method, border_attention(run, method, border), classes, class_names, patients)

@@ -20,7 +20,7 @@ _KEY = "run.json"
 # when a job is submitted again.
 _INDIFFERENT = (
     "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file", "explain.atlas",
-    "explain.memory.file",
+    "explain.memory.file", "measures.sanity.permuted",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
     "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
 )  # fmt: skip
@@ -93,6 +93,7 @@ def differences(
         "archive": "the archive's files",
         "atlas": "the atlas",
         "memory": "the memory given",
+        "permuted": "the weights that learned permuted labels",
         "device": "the device",
     }
     found += [

@@ -16,6 +16,7 @@ import tasks
 import workflows
 from storage.errors import ConfigurationError, LucencyError
 from workflows.configuration import Configuration, Explain, Model
+from workflows.configuration_measures import Measures
 from workflows.job_server import find_token, reach, refuse_unsafe
 
 _AUDIT = "audit"  # the folder of the configuration inside what is shipped: apart from the rooms
@@ -79,7 +80,8 @@ def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]
     model = _stage_model(configuration.model, folder, audit)
     explain = _stage_memory(_stage_atlas(configuration.explain, audit), audit)
     notes = [_same_place(name) for name in _local(configuration)]
-    changes: dict[str, Any] = {"model": model, "explain": explain}
+    measures = _stage_permuted(configuration.measures, audit)
+    changes: dict[str, Any] = {"model": model, "explain": explain, "measures": measures}
     changes |= {"engine": configuration.engine.model_copy(update={"address": None})}
     if configuration.mlflow.enabled and configuration.mlflow.uri is None:
         changes["mlflow"] = configuration.mlflow.model_copy(update={"enabled": False})
@@ -135,6 +137,13 @@ def _stage_memory(explain: Explain, audit: Path) -> Explain:
         return explain
     file = _copied("explain.memory.file", explain.memory.file, audit)
     return explain.model_copy(update={"memory": explain.memory.model_copy(update={"file": file})})
+
+
+def _stage_permuted(measures: Measures, audit: Path) -> Measures:
+    if measures.sanity.permuted is None:
+        return measures
+    file = _copied("measures.sanity.permuted", measures.sanity.permuted, audit)
+    return measures.model_copy(update={"sanity": measures.sanity.model_copy(update={"permuted": file})})
 
 
 def _copied(key: str, location: str, audit: Path) -> str:

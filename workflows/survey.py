@@ -1,7 +1,7 @@
 """Everything that is known before a pass starts: the archive's catalogue, the model and what fits between them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ from tasks.profile import ProfileSettings
 from tasks.search_points import Field
 from workflows.configuration import Configuration, Explain
 from workflows.fitted import FittedMemory, fetch_memory
-from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model
+from workflows.judging import LeftOut, measures_of
+from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model, fetch_permuted
 from workflows.regions import read_atlas
 from workflows.requirements import check_before, check_model
 from workflows.rules import rules_of
@@ -35,6 +36,7 @@ class LoadedModel:
     description: ModelDescription
     regions: Regions | None = None  # of the atlas, where one is asked for
     fitted: FittedMemory | None = None  # of M-CAM; None: not asked for, or the run fits its own
+    permuted: ModelPackage | None = None  # with weights that learned permuted labels, for a sanity check
 
     @property
     def memory(self) -> Memory | None:
@@ -57,6 +59,8 @@ class ArchiveFacts:
     most_labels: int  # positives of the image that has most
     spaced: int = 0  # images whose header says how far apart their pixels lie
     sides: frozenset[tuple[int, int, int]] = frozenset()  # of the spaced ones: (depth, height, width)
+    boxed: int = 0  # images with a box
+    boxed_labels: Mapping[str, int] = field(default_factory=dict)  # label -> its boxes
 
 
 def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
@@ -75,12 +79,15 @@ def load_model(configuration: Configuration, folder: str | None) -> LoadedModel:
     if explain.memory.file is not None and "m-cam" in explain.bases:
         memory = fetch_memory(explain.memory.file, configuration.mlflow)
         memory.refuse_other(description, classifier.preprocess)
-    return LoadedModel(package, classifier, description, regions, memory)
+    location = configuration.measures.sanity.permuted
+    permuted = None if location is None else fetch_permuted(package, location)
+    return LoadedModel(package, classifier, description, regions, memory, permuted)
 
 
 FACTS_COLUMNS = (
     "row",
     "labels",
+    "boxes",
     "depth",
     "height",
     "width",
@@ -96,7 +103,7 @@ def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
     readable = catalogue.slice(0, readable_count(catalogue))
     length = shard_images(catalogue)
     lists = readable["labels"].combine_chunks()
-    counts = pc.value_counts(lists.flatten()).to_pylist()
+    boxes = readable["boxes"].combine_chunks()
     decoded = decoded_bytes(readable)
     shards = -(-len(readable) // length)
     spaced = readable.filter(pc.is_valid(readable["spacing"]))
@@ -109,12 +116,19 @@ def archive_facts(catalogue: pa.Table) -> ArchiveFacts:
         shards=shards,
         file_bytes=_file_bytes(readable),
         shard_bytes=max((int(decoded[i * length : (i + 1) * length].sum()) for i in range(shards)), default=0),
-        labels={item["values"]: item["counts"] for item in sorted(counts, key=lambda item: str(item["values"]))},
+        labels=_counted(lists.flatten()),
         labelled=len(readable) - lists.null_count,
         most_labels=pc.max(pc.list_value_length(lists)).as_py() or 0,
         spaced=len(spaced),
         sides=frozenset((row["depth"], row["height"], row["width"]) for row in distinct.to_pylist()),
+        boxed=pc.sum(pc.greater(pc.list_value_length(boxes), 0)).as_py() or 0,
+        boxed_labels=_counted(pc.struct_field(boxes.flatten(), "label")),
     )
+
+
+def _counted(names: pa.Array) -> dict[str, int]:
+    counts = pc.value_counts(names).to_pylist()
+    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: str(item["values"]))}
 
 
 def _file_bytes(readable: pa.Table) -> int:
@@ -134,6 +148,7 @@ class Settings:
     profile: ProfileSettings
     explain: ExplainSettings
     maps: MapsPlan
+    left_out: tuple[LeftOut, ...] = ()  # measures that were asked for and cannot be had
 
 
 def settle(
@@ -168,6 +183,13 @@ def settle(
         rules=rules,
         space=space,
     )
+    measures, left_out = measures_of(
+        configuration.measures,
+        images=archive.images,
+        boxed=archive.boxed,
+        labelled=archive.labelled,
+        features=model.features,
+    )
     settings = ExplainSettings(
         methods=methods,
         targets=targets,
@@ -178,6 +200,7 @@ def settle(
         precision=explain.precision,
         rules=rules,
         space=space,
+        measures=measures,
     )
     steps = {f"{base}{STEPS}": rule.recursive.iterations for base, rule in rules.items() if isinstance(rule, RglasMap)}
     maps = MapsPlan(
@@ -189,7 +212,7 @@ def settle(
         steps,
         tuple(str(method) for method in methods if method.dtype == "float32"),
     )
-    return Settings(profile, settings, maps)
+    return Settings(profile, settings, maps, tuple(left_out))
 
 
 def _map_size(explain: Explain, model: ModelDescription) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from workflows.report.results import EVERY_CLASS, Results, read_results
 from workflows.report.tables import feature_order, shown_classes
 from workflows.report.wording import limit_names
 
+_CLASSES_SENT = 100  # of more, the measures of each would be most of what a server is sent, and no one reads them there
 _DIGEST_CHARACTERS = 36  # what MLflow keeps of a dataset's digest
 _LOG = logging.getLogger("lucency.mlflow")
 
@@ -139,7 +140,9 @@ def _params(record: Record) -> dict[str, str]:
 
 
 def _metrics(results: Results) -> Iterable[tuple[str, float]]:
-    """`measure/method` over everything, `measure/method/class` for one class."""
+    """`measure/method` over everything, with `.low` and `.high` where there is an interval, and `measure/method/class`
+    for one class, without: intervals of every class would be two thirds of all that a server is sent. Of many classes
+    those over everything alone."""
     record = results.record
     classes = _class_keys(record.model.classes)
     by_name = dict(zip(reversed(record.model.classes), reversed(classes), strict=True))
@@ -150,7 +153,12 @@ def _metrics(results: Results) -> Iterable[tuple[str, float]]:
         yield f"images_per_second/{stage.name}", stage.rate
     for metric in results.metrics:
         key = f"{_key(metric.measure)}/{_key(metric.method)}"
-        yield key if metric.category == EVERY_CLASS else f"{key}/{by_name[metric.category]}", metric.value
+        if metric.category == EVERY_CLASS:
+            yield key, metric.value
+            ends = {"low": metric.low, "high": metric.high}
+            yield from ((f"{key}.{end}", value) for end, value in ends.items() if value is not None)
+        elif len(classes) <= _CLASSES_SENT:
+            yield f"{key}/{by_name[metric.category]}", metric.value
     for levels in results.levels:
         for name, limits in zip(classes, levels.limits, strict=True):
             yield f"level.low/{_key(levels.base)}/{name}", float(limits[0])

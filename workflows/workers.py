@@ -122,6 +122,7 @@ class ExplainWorker(ModelWorker):
             self.settings,
             limits=self.scales.limits,
             masks=self.scales.masks,
+            thresholds=self.scales.thresholds,
             spacings=images.spacing,
         )
         return shard_result(
@@ -148,6 +149,17 @@ def _pack(images: Images, done: Explained) -> bytes:
     arrays |= {f"maps/{name}": values for name, values in done.maps.items()}
     arrays |= {f"sums/{name}": values for name, values in done.sums.items()}
     arrays |= {f"remembered/{name}": values for name, values in done.remembered.items()}
+    arrays |= {f"measures/{name}": values for name, values in done.measures.items()}
+    arrays |= {f"images/{name}": values for name, values in done.images.items()}
+    if done.concepts is not None:
+        found = done.concepts
+        arrays |= {
+            "concepts/position": found.rows,
+            "concepts/class": found.classes,
+            "concepts/disjoint": found.disjoint,
+            "concepts/unique": found.unique,
+            "detectors": np.frombuffer(found.detectors.of_rows(images.rows).to_bytes(), np.uint8),
+        }
     sink = io.BytesIO()
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for allow_pickle
     return sink.getvalue()

@@ -45,7 +45,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory, sessions_before: set[Path]
     (archive / "notes.txt").write_text(f"patient {_CANARY}\n")
     with zipfile.ZipFile(archive / "more.zip", "w") as packed:
         packed.write(archive / "0000.png", f"{_CANARY_ID}/again.png")
-    config = write_audit(folder, mlflow__enabled=True)
+    boxes = ["image,label,x0,y0,x1,y1", "0000.png,two,1,1,9,9", f"{_CANARY_ID},two,9,9,1,1", f"{_CANARY},two,1,1,9,9"]
+    (folder / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    config = write_audit(folder, archive__boxes={"file": "boxes.csv"}, mlflow__enabled=True)
     done = lucency("audit", str(config), folder=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout + done.stderr
@@ -63,6 +65,20 @@ def test_every_catalogued_image_ends_explained_or_rejected(audited: tuple[Path, 
     assert sorted(row["stage"] for row in rejected.values()) == ["catalogue", "decode"]
 
 
+def test_bad_boxes_are_rejected_by_line_and_told_in_the_report(audited: tuple[Path, str]) -> None:
+    run = audited[0] / "run"
+    rejected = pq.read_table(run / "rejected_boxes.parquet").to_pylist()
+    assert [(row["line"], row["label"], row["id"] is None) for row in rejected] == [(3, "two", False), (4, "two", True)]
+    told = "2 box(es) are rejected (1 empty or reversed; 1 of an image that is not in the archive"
+    assert any(note.startswith(told) for note in json.loads((run / "run.json").read_text())["notes"])
+    assert told in (run / "report.html").read_text()
+
+
+def test_a_stage_that_was_not_asked_for_is_not_shown(audited: tuple[Path, str]) -> None:
+    assert "\nmaps: " in audited[1]
+    assert "\nsanity: " not in audited[1]
+
+
 def test_no_output_and_no_log_tells_of_the_canary_patient(audited: tuple[Path, str]) -> None:
     folder, printed = audited
     private = {"catalogue.parquet"}  # its private columns are where paths belong
@@ -75,7 +91,7 @@ def test_no_output_and_no_log_tells_of_the_canary_patient(audited: tuple[Path, s
                 looked_at += 1
     assert looked_at > 20
     assert not [word for word in _SECRETS if word in printed]
-    for name in ("cases.parquet", "rejected.parquet", "metrics.parquet"):
+    for name in ("cases.parquet", "rejected.parquet", "rejected_boxes.parquet", "metrics.parquet"):
         text = str(pq.read_table(folder / "run" / name).to_pydict())
         assert not [word for word in _SECRETS if word in text]
     catalogue = pq.read_table(folder / "run" / "catalogue.parquet")

@@ -116,7 +116,7 @@ def test_the_cases_hang_on_the_slots_that_were_voted_for(audited: tuple[Path, Pa
     counted = np.zeros_like(votes)
     np.add.at(counted, (cases["m-cam.slot"].to_numpy(), cases["class"].to_numpy()), 1)  # targets: predicted
     assert np.array_equal(counted, votes)
-    for name in ("m-cam.drop", "m-cam.steady", "memory logit"):
+    for name in ("m-cam.slot drop", "m-cam.slot steady", "memory logit"):
         assert np.isfinite(cases[name].to_numpy()).all()
 
 

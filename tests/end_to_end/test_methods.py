@@ -77,7 +77,9 @@ def test_the_plan_counts_what_each_pass_forwards(audited: tuple[Path, str]) -> N
     rows = dict(re.findall(r"(?m)^(profile|maps) .* (\d+) +[\d.]+$", audited[1]))
     assert int(rows["profile"]) == _IMAGES * (1 + features + look + 10 * 2)  # all ten classes' gradients
     shared, by_class = features + look + (6**2 + 1) + 12 + 30, 2 * (look + 1) + 2 + 2 * 3
-    assert int(rows["maps"]) == _IMAGES * (1 + shared + 2 * by_class)
+    variants = len({name.replace("s-", "", 1) if name.startswith("s-") else name for name in _METHODS})
+    behind_maps = 2 * variants * 2  # drop and inverse, of each method's two classes
+    assert int(rows["maps"]) == _IMAGES * (1 + shared + 2 * by_class + behind_maps)
 
 
 def test_the_report_is_built_from_it(audited: tuple[Path, str]) -> None:

@@ -19,6 +19,7 @@ from tests.small_audits import (
 
 _IMAGES = 60
 _SHARDS = 8  # the last one holds 4 images
+_SANITY = {"sanity": {"images": 2, "steps": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(archive: Path) -> dict[str, str]:
     """What an audit leaves when nothing goes wrong; on two workers, where the disturbed ones have one."""
-    done = lucency("audit", str(write_audit(archive, run="undisturbed")), folder=archive)
+    done = lucency("audit", str(write_audit(archive, measures=_SANITY, run="undisturbed")), folder=archive)
     assert done.returncode == 0, done.stderr
     return fingerprints(archive / "undisturbed")
 
@@ -42,7 +43,7 @@ def test_a_driver_killed_in_each_pass_costs_no_finished_shard_and_no_bit(
     run = archive / "driver"
     committed: dict[Path, int] = {}
     for stage in ("profile", "maps"):
-        slow = write_audit(archive, run="driver", slow=0.15, engine__workers=1)
+        slow = write_audit(archive, measures=_SANITY, run="driver", slow=0.15, engine__workers=1)
         process = start_lucency("audit", str(slow), folder=archive)
         wait_for_manifests(run, stage, 2, process)
         kill(process)
@@ -50,14 +51,16 @@ def test_a_driver_killed_in_each_pass_costs_no_finished_shard_and_no_bit(
         manifests = [path for path in (run / ".ledger").rglob("*.json") if "lock" not in path.parts]
         assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
         committed = {path: path.stat().st_mtime_ns for path in manifests}
-    resumed = lucency("audit", str(write_audit(archive, run="driver", engine__workers=1)), folder=archive)
+    resumed = lucency(
+        "audit", str(write_audit(archive, measures=_SANITY, run="driver", engine__workers=1)), folder=archive
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
     assert differing(run, undisturbed) == []
 
 
 def test_an_actor_killed_in_each_pass_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str]) -> None:
-    slow = write_audit(archive, run="actor", slow=0.15, engine__workers=1)
+    slow = write_audit(archive, measures=_SANITY, run="actor", slow=0.15, engine__workers=1)
     process = start_lucency("audit", str(slow), folder=archive)
     for stage in ("profile", "maps"):
         manifests = wait_for_manifests(archive / "actor", stage, 1, process)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,13 @@ import pyarrow as pa
 from storage.arrays import NamedArray, write_arrays
 from storage.objects import Objects
 from storage.tables import write_table
+from tasks.measures.names import GROUPS
+from tests.workflows import synthetic_measures
 from tests.workflows.synthetic_memory import fit_memory
 from tests.workflows.synthetic_scene import Array, Scene, make_scene
 from workflows.configuration_findings import Findings
 from workflows.findings import write_findings
+from workflows.metrics import METRICS
 from workflows.profile_arrays import named
 from workflows.remembering import write_memory
 
@@ -47,6 +51,9 @@ class Recipe:
     class_names: tuple[str, ...] | None = None
     title: str = "Synthetic chest audit"
     memory_epochs: int | None = None  # of the memory behind M-CAM; None: m-cam is not asked for
+    groups: tuple[str, ...] = tuple(GROUPS)  # of measures, as measures.include
+    boxes: bool = True
+    points: int = 15  # of GLAS
 
 
 def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
@@ -65,7 +72,9 @@ def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
     if recipe.memory_epochs is not None:
         _add_memory(run, scene, names, _profile(scene, logits, maps, limits), recipe.memory_epochs)
     sums = _sums(maps, answers, limits)
-    write_table(run, "metrics.parquet", _metrics(scene, names, logits, sums))
+    judged = synthetic_measures.measures(recipe.groups, boxes=recipe.boxes, classes=names)
+    write_table(run, "metrics.parquet", _metrics(scene, names, logits, sums, judged))
+    run.put("left_out.json", json.dumps(synthetic_measures.left_out(recipe.groups, boxes=recipe.boxes)).encode())
     run.put(".ledger/exemplars.npz", _exemplars(recipe, scene, logits, maps, limits))
     return run
 
@@ -96,12 +105,18 @@ def _record(recipe: Recipe, names: tuple[str, ...]) -> dict[str, Any]:
                 "input": {"resize": None, "crop": [224, 224], "mean": [0.5]},
             },
             "explain": {
-                "methods": ["grad-cam", "s-grad-cam"],
+                "methods": list(synthetic_measures.METHODS),
                 "targets": "predicted",
                 "limits": {"source": "pixel", "low": 0.1, "high": 0.9, "scale": "tanh", "bits": 5},
                 "features": {"share": 0.05, "rank": "value", "importance": "all"},
+                "glas": {"search": "grid", "points": recipe.points},
                 "map": "native",
                 "precision": "float32",
+            },
+            "measures": {
+                "include": list(recipe.groups),
+                "confidence": 0.95,
+                "sanity": {"checks": ["randomised", "permuted"], "permuted": "/secret/permuted.pt"},
             },
             "engine": {"address": "ray://secret:10001", "device": "auto", "shard_images": 16, "batch": 8},
             "mlflow": {"enabled": True, "uri": "http://user:secret@server", "experiment": "lucency"},
@@ -129,6 +144,7 @@ def _record(recipe: Recipe, names: tuple[str, ...]) -> dict[str, Any]:
             "profile": {"seconds": 60.0, "images": recipe.images},
             "maps": {"seconds": 120.0, "images": recipe.images},
         },
+        "costs": synthetic_measures.costs(recipe.points),
         "notes": ["the device ran out of memory at batch 16; went on with batch 8"],
     }
 
@@ -226,7 +242,13 @@ def _sums(maps: Array, answers: Array, limits: Array) -> dict[str, Array]:
     return {f"grad-cam.{name}": values.sum((1, 2)) for name, values in scales.items()}
 
 
-def _metrics(scene: Scene, names: tuple[str, ...], logits: Array, sums: dict[str, Array]) -> pa.Table:
+def _metrics(
+    scene: Scene,
+    names: tuple[str, ...],
+    logits: Array,
+    sums: dict[str, Array],
+    judged: Iterable[synthetic_measures.Found],
+) -> pa.Table:
     answers = logits.argmax(1)
     top = logits[np.arange(len(logits)), answers]
     groups = [("(all)", np.ones(len(logits), bool)), *((name, answers == c) for c, name in enumerate(names))]
@@ -244,8 +266,14 @@ def _metrics(scene: Scene, names: tuple[str, ...], logits: Array, sums: dict[str
         if known.any():
             share = float((answers == scene.labels)[known].mean())
             rows.append(("model", name, "precision of the predicted class", share, int(known.sum())))
-    columns = list(zip(*rows, strict=True))
-    return pa.table(dict(zip(("method", "class", "measure", "value", "n"), map(list, columns), strict=True)))
+    found = [*((*row[:4], *_around(row[3]), row[4]) for row in rows), *judged]
+    names = ("method", "class", "measure", "value", "low", "high", "n")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in found], schema=METRICS)
+
+
+def _around(value: float) -> tuple[float | None, float | None]:
+    """An interval; a correlation without a value has none."""
+    return (None, None) if np.isnan(value) else (value - 0.0625, value + 0.0625)
 
 
 def _correlation(one: Array, other: Array, ranked: bool) -> float:

@@ -31,8 +31,8 @@ def test_what_the_memory_says_of_a_case_stands_in_its_row() -> None:
     assert table["class_name"].to_pylist() == ["dog", "cat", "cat"]
     assert table["m-cam.slot"].to_pylist() == [7, 8, 9]
     assert str(table.schema.field("m-cam.slot").type) == "int32"
-    assert table["m-cam.drop"].to_pylist() == [0.1, 0.2, 0.3]
-    assert table["m-cam.steady"].to_pylist() == [0.5, 0.6, 0.7]
+    assert table["m-cam.slot drop"].to_pylist() == [0.1, 0.2, 0.3]
+    assert table["m-cam.slot steady"].to_pylist() == [0.5, 0.6, 0.7]
     assert table["memory logit"].to_pylist() == [-1.0, 2.0, 1.5]
     assert table["m-cam.raw"].to_pylist() == [1.0, 2.0, 3.0]
 

@@ -14,6 +14,7 @@ from tasks.methods import METHODS
 from tasks.search_points import Field
 from workflows.cluster import Placement
 from workflows.configuration import Configuration, check
+from workflows.judging import judging_forwards
 from workflows.learned_split import Split
 from workflows.models import ModelDescription
 from workflows.plan import Plan, Stage, fit_stages, further_forwards
@@ -69,6 +70,7 @@ def test_the_text_of_a_hospitals_archive_fits_80_columns() -> None:
         rejected=99_999,
         shard_images=256,
         map_bytes={"fs-s-pixel-grad-cam": 10**14},
+        measures={"drop": 10**12, "sensitivity": 10**15},
         worker_bytes=10**11,
         store_bytes=10**12,
         seconds_a_forward=0.1,
@@ -121,6 +123,20 @@ def test_further_forwards_are_those_that_methods_and_classes_do_not_share(
 ) -> None:
     rules = rules_of(_asked(glas=glas).explain, bases)
     assert further_forwards(rules, bases, _MODEL, 5) == forwards
+
+
+@pytest.mark.parametrize(("classes", "batch", "forwards"), [(3, 32, 1), (3, 4, 2), (1000, 32, 63)])
+def test_masks_before_a_deep_head_cost_a_forward_for_each_batch_of_them(
+    classes: int, batch: int, forwards: int
+) -> None:
+    """2 C + 2 masks, of each method that has principal features; GLAS has none."""
+    asked = _asked(methods=["grad-cam", "layer-cam", "s-layer-cam", "glas"])
+    asked = asked.model_copy(update={"engine": asked.engine.model_copy(update={"batch": batch})})
+    deep = replace(_MODEL, classes=(*_CLASSES, *map(str, range(classes - 3))), head="autograd")
+    settings = settle(asked, deep, _FACTS)
+    costs = judging_forwards(settings.profile, settings.explain, deep)
+    assert costs["features"] == pytest.approx(settings.explain.measures.perturbed * 2 * forwards)
+    assert "features" not in judging_forwards(settings.profile, settings.explain, replace(deep, head="gap-linear"))
 
 
 @pytest.mark.parametrize(

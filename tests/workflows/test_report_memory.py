@@ -104,7 +104,7 @@ def test_pictures_of_another_method_are_not_said_to_explain_the_memory(untaught:
 def test_without_m_cam_there_is_no_section(tmp_path: Path) -> None:
     page = _Page(build_report(make_run(str(tmp_path))))
     assert "memory" not in page.values("id")
-    assert "M-CAM" not in page.text
+    assert "The memory behind M-CAM" not in page.text
 
 
 def test_the_section_is_well_formed_and_its_pictures_are_told_in_words(taught: Objects, untaught: Objects) -> None:

@@ -53,6 +53,15 @@ def test_m_cam_is_refused_without_labels_to_learn_from(archive: dict[str, object
     check_before(check({**tree, "explain": {"methods": ["m-cam"], "memory": {"file": "memory.pt"}}}))
 
 
+def test_infidelity_is_refused_where_rounding_would_swallow_its_noise() -> None:
+    tree = {"run": "run", "archive": {"location": "a"}, "model": {"source": "torchvision:resnet50"}}
+    judged = {"explain": {"precision": "bf16"}, "measures": {"include": ["infidelity"]}}
+    with pytest.raises(ConfigurationError, match=r"measures\.include: infidelity .*explain\.precision: float32"):
+        check_before(check({**tree, **judged}))
+    check_before(check({**tree, **judged, "explain": {"precision": "float32"}}))
+    check_before(check({**tree, **judged, "measures": {"include": ["drop"]}}))
+
+
 @pytest.mark.parametrize("method", ["gradient", "s-gradient", "meaningful-perturbation"])
 def test_a_model_without_a_gradient_of_its_input_is_refused_the_methods_that_need_it(
     tmp_path: Path, method: str

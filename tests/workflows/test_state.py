@@ -104,7 +104,7 @@ def test_what_runs_a_black_box_is_the_same_library_where_the_run_began_with_one(
 
 def test_every_key_of_the_configuration_is_either_meant_or_indifferent_on_purpose() -> None:
     kept = {key.split(".")[0] for key in meaning(_configuration())}
-    assert kept == {"archive", "model", "explain", "engine"}
+    assert kept == {"archive", "model", "explain", "measures", "engine"}
     assert {key for key in meaning(_configuration()) if key.startswith("engine.")} == {
         "engine.shard_images",
         "engine.shard_bytes",

@@ -75,6 +75,9 @@ def test_an_audit_becomes_one_mlflow_run_with_its_numbers_figures_and_report(tmp
     assert logged.data.metrics["images.rejected"] == 3
     assert logged.data.metrics["consistency.pearson/grad-cam.raw/Nodule"] == pytest.approx(1.0)
     assert logged.data.metrics["consistency.spearman/grad-cam.tanh"] < 1.0
+    assert logged.data.metrics["mean_probability/model.low"] == 0.6875
+    assert logged.data.metrics["mean_probability/model.high"] == 0.8125
+    assert not [key for key in logged.data.metrics if key.endswith("Nodule.low")]
     assert logged.data.metrics["level.high/grad-cam/Effusion"] > logged.data.metrics["level.low/grad-cam/Effusion"]
     assert logged.data.tags["version.torch"] == "2.15.0"
     figures = {item.path for item in client.list_artifacts(run_id, "figures")}
@@ -121,6 +124,16 @@ def test_more_metrics_than_a_server_takes_at_once_all_arrive(tmp_path: Path) -> 
     assert run_id is not None
     metrics = _client().get_run(run_id).data.metrics
     assert sum(key.startswith("level.low/grad-cam/") for key in metrics) == 1000
+
+
+def test_of_more_than_a_hundred_classes_measures_are_logged_over_all_alone(tmp_path: Path) -> None:
+    client = _client()
+    for classes in (100, 101):
+        run_id = log_run(_finished(tmp_path / str(classes), Recipe(classes=classes)), _configuration())
+        assert run_id is not None
+        metrics = client.get_run(run_id).data.metrics
+        assert "mean_probability/model" in metrics
+        assert any(key.startswith("mean_probability/model/") for key in metrics) == (classes == 100)
 
 
 def test_class_names_that_mlflow_refuses_or_would_mix_up_get_keys_of_their_own(tmp_path: Path) -> None:

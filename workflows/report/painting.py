@@ -26,14 +26,32 @@ _LEVELS = (LOWEST, LOW_LEVEL, 0.35, HIGH_LEVEL, HIGHEST)
 _PLACES = (0.30, 0.30, 0.36, 0.66, 0.97)
 _OPACITIES = (0.75, 0.0, 0.12, 0.62, 0.90)
 _GROUND = 0.30
+_LIT = (0.16, 0.80, 0.62)  # a bluish green, which no level has
+_SIDE = 176  # pixels of the longer side of a tinted picture, whatever the classifier's input
 _GREY = (0.10, 0.78)  # the image's own range below the colours, so that white bone and yellow evidence differ
 
 
 def paint(picture: Array, level: Array) -> Array:
     """Lay levels [H,W] over a picture [H,W,3] uint8; the picture keeps its shapes and loses its colours."""
+    return _blend(_grey(picture), level)
+
+
+def tint(picture: Array, region: Array) -> Array:
+    """Tint and outline a region [H,W] bool of a picture [H,W,3] uint8, which keeps its shapes and loses its colours."""
+    sides = [max(1, round(_SIDE * side / max(region.shape))) for side in region.shape]
+    size = (sides[1], sides[0])
+    grey = _grey(np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)))
+    inside = np.asarray(Image.fromarray(region).resize(size, Image.Resampling.NEAREST))
+    around = np.pad(inside, 1, mode="edge")
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    opacity = np.where(inside, np.where(inner, 0.25, 1.0), 0.0)[..., None]
+    return np.asarray(np.round(255 * (grey * (1 - opacity) + np.array(_LIT) * opacity)), np.uint8)
+
+
+def _grey(picture: Array) -> Array:
     low, high = _GREY
     grey = low + (high - low) * (picture @ np.array([0.299, 0.587, 0.114])) / 255.0
-    return _blend(np.repeat(grey[..., None], 3, axis=-1), level)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def legend(low: float = LOWEST, high: float = HIGHEST, width: int = 400) -> Array:

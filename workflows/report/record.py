@@ -44,6 +44,23 @@ _PUBLIC = (
     "explain.precision",
     "explain.border",
     "findings",
+    "measures.include",
+    "measures.masked_images",
+    "measures.perturbed_images",
+    "measures.seed",
+    "measures.draws",
+    "measures.noise",
+    "measures.radius",
+    "measures.steps",
+    "measures.level",
+    "measures.small",
+    "measures.concept",
+    "measures.replicates",
+    "measures.confidence",
+    "measures.sanity.checks",
+    "measures.sanity.images",
+    "measures.sanity.steps",
+    "measures.sanity.alike",
     "engine.device",
     "engine.shard_images",
     "engine.shard_bytes",
@@ -101,6 +118,25 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
+class MapCost:
+    """What one map of a method takes alone, on the run's device."""
+
+    forwards: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What was asked for. methods: of explain.methods; groups: of measures.include; confidence: of the intervals;
+    points: search points of GLAS, a side, None where an atlas gives them."""
+
+    methods: tuple[str, ...]
+    groups: tuple[str, ...]
+    confidence: float
+    points: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """`run.json`, without what it says of paths, addresses and keys."""
 
@@ -122,6 +158,8 @@ class Record:
     shard_images: int
     model: AuditedModel
     stages: tuple[StageCost, ...]
+    judging: Judging
+    costs: Mapping[str, MapCost]  # of a base method with all or its principal features; empty where none was timed
     notes: tuple[str, ...]
 
     @classmethod
@@ -147,6 +185,8 @@ class Record:
             shard_images=tree["shards"]["images"],
             model=_model(tree["model"]),
             stages=tuple(StageCost(name, cost["seconds"], cost["images"]) for name, cost in tree["stages"].items()),
+            judging=_judging(configuration),
+            costs={name: MapCost(cost["forwards"], cost["seconds"]) for name, cost in tree.get("costs", {}).items()},
             notes=tuple(tree["notes"]),
         )
 
@@ -163,6 +203,16 @@ def _model(tree: Mapping[str, Any]) -> AuditedModel:
         weights_sha256=tree["weights_sha256"],
         head=tree["head"],
         runtime=tree["runtime"],
+    )
+
+
+def _judging(configuration: Mapping[str, Any]) -> Judging:
+    explain, measures = configuration["explain"], configuration["measures"]
+    return Judging(
+        methods=tuple(explain["methods"]),
+        groups=tuple(measures["include"]),
+        confidence=measures["confidence"],
+        points=explain["glas"]["points"] if explain["glas"]["search"] == "grid" else None,
     )
 
 

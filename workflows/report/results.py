@@ -6,7 +6,9 @@ The catalogue's private columns are never read into these values, so nothing tha
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,17 @@ class Metric:
     measure: str
     value: float
     n: int
+    low: float | None = None  # ends of the interval by bootstrap; None where there is none
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What could not be measured, and why. measure: one, or a group of them; category: a class, None for all."""
+
+    measure: str
+    category: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ class Composition:
     splits: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Results:
     """Everything that a report of one run is made of."""
 
@@ -132,10 +145,14 @@ class Results:
     exemplars: Exemplars | None
     regions: tuple[Region, ...]  # none without an atlas
     memory: Memory | None  # of M-CAM
+    left_out: tuple[LeftOut, ...]
 
     def find(self, method: str, category: str, measure: str) -> Metric | None:
-        wanted = (method, category, measure)
-        return next((item for item in self.metrics if (item.method, item.category, item.measure) == wanted), None)
+        return self._by_name.get((method, category, measure))
+
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str, str], Metric]:
+        return {(item.method, item.category, item.measure): item for item in self.metrics}
 
 
 def read_results(run: Objects) -> Results:
@@ -157,7 +174,8 @@ def read_results(run: Objects) -> Results:
         composition=catalogue,
         rejected=_by_reason(rejected.to_pylist()),
         metrics=tuple(
-            Metric(row["method"], row["class"], row["measure"], row["value"], row["n"]) for row in metrics.to_pylist()
+            Metric(row["method"], row["class"], row["measure"], row["value"], row["n"], row["low"], row["high"])
+            for row in metrics.to_pylist()
         ),
         findings=tuple(Finding(item["kind"], item["sentence"], item["threshold"]) for item in findings),
         levels=tuple(_levels(run, base) for base in _bases(names, "levels", "limits")),
@@ -168,7 +186,16 @@ def read_results(run: Objects) -> Results:
         exemplars=_exemplars(run),
         regions=_regions(run),
         memory=read_memory(run),
+        left_out=_left_out(run),
     )
+
+
+def _left_out(run: Objects) -> tuple[LeftOut, ...]:
+    try:
+        items = json.loads(run.get("left_out.json"))
+    except FileNotFoundError:
+        return ()
+    return tuple(LeftOut(item["measure"], item["class"], item["reason"]) for item in items)
 
 
 def _regions(run: Objects) -> tuple[Region, ...]:
