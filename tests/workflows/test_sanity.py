@@ -31,6 +31,7 @@ from workflows.findings import write_findings
 from workflows.models import build_classifier, fetch_model, fetch_permuted
 from workflows.progress import SilentProgress
 from workflows.report import build_report
+from workflows.report.sanity_page import sanity_page
 from workflows.sanity import STAGE, drawn_images, run_sanity
 from workflows.sanity_results import (
     KEY,
@@ -109,6 +110,14 @@ def test_repetition_that_tells_nothing_is_no_metric_and_no_pass(tmp_path: Path) 
         ("glas", "sanity.repeated", 0.25, 15)
     ]
     assert [item.evidence["methods"] for item in sanity_findings(run)][2:] == [{"glas": 0.25}]
+
+
+def test_a_repetition_without_a_finite_map_is_told_as_not_known() -> None:
+    checked = replace(_CHECKED, repeated={"grad-cam": Repeated(nan, nan, nan)})
+    page = sanity_page(SanityResults.of(checked, 0, _asked()))
+    assert page is not None
+    (row,) = [row for row in page.rows if row.name == "grad-cam"]
+    assert (row.repeated, row.repeated_fails) == ("not known", False)
 
 
 def test_methods_that_fail_are_found_with_their_numbers(tmp_path: Path) -> None:

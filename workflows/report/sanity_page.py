@@ -1,7 +1,7 @@
 """The sanity checks in words, numbers and one small line a method: how alike maps stay as the model forgets."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
 
 from tasks.sanity import Likeness
 from workflows.report.wording import correlation, number
@@ -109,6 +109,8 @@ def _verdict(whole: Likeness | None, alike: float) -> str:
 
 
 def _moved(share: float) -> str:
+    if isnan(share):
+        return "not known"
     if share == 0:
         return "the same bits"
     return "rounding" if share <= ROUNDING else f"differs by {number(share)}"
