@@ -1,5 +1,6 @@
 """Ray tasks as `map`: the same results in the same order."""
 
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,8 +17,11 @@ from workflows.parallel import on_ray
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    here = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import the tests
     with ray_cluster(Engine(), tmp_path_factory.mktemp("spill")):
         yield
+    ray.cloudpickle.unregister_pickle_by_value(here)
 
 
 def late(values: np.ndarray, item: int) -> float:
