@@ -1,4 +1,5 @@
-"""Arrays of a run: `profile.zarr`, written once as a whole; `maps.zarr` and `features.zarr`, written shard by shard."""
+"""Arrays of a run: `profile.zarr`, written once as a whole; `maps.zarr`, `features.zarr` and `pixels.zarr`, written
+shard by shard."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from storage.objects import Objects
 
 _CHUNK_BYTES = 32 << 10  # smaller inner chunks cost more in bookkeeping than they save in reading
 _PROFILE_CHUNK_BYTES = 8 << 20
+_PIXEL_CHUNK_BYTES = 1 << 20  # a shard is read whole: its chunks are unpacked side by side
 
 
 def _codecs() -> list[Any]:
@@ -192,3 +194,35 @@ def open_features(run: Objects) -> zarr.Array[Any]:
 def delete_features(run: Objects) -> None:
     run.delete(_FEATURES)
     run.sweep(_FEATURES)
+
+
+_PIXELS = "pixels.zarr"
+
+
+def create_pixels(run: Objects, images: int, shard_images: int, shape: tuple[int, ...]) -> None:
+    """Create the empty array of pictures [N, *shape], uint8, before any worker writes a region. shape: (channels, H, W)
+    or (channels, D, H, W)."""
+    run.delete(_PIXELS)
+    most = max(1, _PIXEL_CHUNK_BYTES // prod(shape))
+    together = next(length for length in range(min(most, shard_images), 0, -1) if shard_images % length == 0)
+    zarr.create_array(
+        run.zarr(_PIXELS),
+        shape=(images, *shape),
+        dtype="uint8",
+        chunks=(together, *shape),
+        shards=(shard_images, *shape),
+        compressors=_codecs(),
+        fill_value=0,
+        dimension_names=("image", "channel", *("z", "y", "x")[1 - len(shape) :]),
+        attributes={"meaning": "picture as it is learned from; 0: an image that cannot be decoded"},
+    )
+
+
+def write_pixels(run: Objects, start: int, values: np.ndarray[Any, Any]) -> None:
+    """Write one whole shard's region, whose first image is row `start`. Only one task may own a shard."""
+    zarr.open_array(run.zarr(_PIXELS), mode="r+")[start : start + len(values)] = values
+
+
+def open_pixels(run: Objects) -> zarr.Array[Any]:
+    """The pictures [N, channels, ...], to be read shard by shard."""
+    return zarr.open_array(run.zarr(_PIXELS, read_only=True), mode="r")

@@ -46,7 +46,7 @@ class CatalogueRow:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One catalogued item that cannot be explained. stage: catalogue | decode | explain."""
+    """One catalogued item that cannot be explained. stage: catalogue | split | decode | explain."""
 
     id: str
     stage: str

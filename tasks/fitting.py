@@ -66,20 +66,34 @@ def held_out(groups: Sequence[str], positive: NDArray[np.bool_], recipe: Recipe)
     return np.isin(members, out)
 
 
-def epoch_batches(shards: Sequence[int], recipe: Recipe, epoch: int) -> list[NDArray[np.int64]]:
-    """Positions of the images of an epoch, batch by batch.
+def epoch_batches(shards: Sequence[int], *, batch: int, mixed: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Positions of the images of an epoch, in full batches and what is left.
 
     shards: the shard of each image [N], ascending. Shards are shuffled, and the images of every `mixed` of them
     together: an archive that is sorted by class or site gives mixed batches, and is still read shard by shard.
     """
-    random = np.random.Generator(np.random.PCG64([recipe.seed, epoch]))
+    order = _epoch_order(shards, mixed, seed, epoch)
+    return [order[i : i + batch] for i in range(0, len(order), batch)]
+
+
+def even_batches(shards: Sequence[int], *, batch: int, mixed: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """As `epoch_batches`, in as few batches of nearly equal size: none is so small that its step is mostly chance."""
+    return even_parts(_epoch_order(shards, mixed, seed, epoch), batch)
+
+
+def even_parts(positions: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+    """As few parts as have at most so many positions each, of sizes that differ by one at most, in order."""
+    return np.array_split(positions, ceil(len(positions) / most)) if len(positions) else []
+
+
+def _epoch_order(shards: Sequence[int], mixed: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
     held = np.asarray(shards, np.int64)
     starts = np.unique(held, return_index=True)[1]
     places = np.split(np.arange(len(held)), starts[1:])
-    mixed = random.permutation(len(places))
-    runs = [mixed[i : i + recipe.mixed] for i in range(0, len(mixed), recipe.mixed)]
-    order = np.concatenate([random.permutation(np.concatenate([places[index] for index in run])) for run in runs])
-    return [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
+    shuffled = random.permutation(len(places))
+    runs = [shuffled[i : i + mixed] for i in range(0, len(shuffled), mixed)]
+    return np.concatenate([random.permutation(np.concatenate([places[index] for index in run])) for run in runs])
 
 
 _SUMS = ("images", "loss.classifier", "loss.sparse", "loss.address", "address.peak", "address.slots", "agreement")
@@ -153,7 +167,7 @@ class Fitting:
         self.memory = seeded.to(device)
         self.history: list[dict[str, float]] = []
         self._optimiser = torch.optim.Adam(self.memory.parameters(), lr=recipe.rate)
-        self._best = _copied(self.memory.state_dict())
+        self._best = on_cpu(self.memory.state_dict())
 
     def step(self, activation: Tensor, labels: Tensor, *, images: int, together: Together = alone) -> Losses:
         """One step on a batch of `images`, of which this worker has some, or none. Returns the batch's losses."""
@@ -188,7 +202,7 @@ class Fitting:
                 f"A smaller explain.memory.rate than {self.recipe.rate:g} may hold it."
             )
         if told["held-out.loss"] < self._least:
-            self._best = _copied(self.memory.state_dict())
+            self._best = on_cpu(self.memory.state_dict())
         self.history.append(told)
 
     @property
@@ -217,8 +231,8 @@ class Fitting:
     def to_state(self) -> dict[str, Any]:
         """Tensors, on the CPU, and plain numbers, from which `resumed` goes on to the bit on any device."""
         return {
-            "memory": _copied(self.memory.state_dict()),
-            "optimiser": _on_cpu(self._optimiser.state_dict()),
+            "memory": on_cpu(self.memory.state_dict()),
+            "optimiser": on_cpu(self._optimiser.state_dict()),
             "best": self._best,
             "history": list(self.history),
         }
@@ -235,14 +249,10 @@ class Fitting:
         return fitting
 
 
-def _on_cpu(state: Any) -> Any:
+def on_cpu(state: Any) -> Any:
     """A copy of nested dicts and lists whose tensors lie on the CPU."""
     if isinstance(state, Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
-
-
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        return {key: on_cpu(value) for key, value in state.items()}
+    return [on_cpu(value) for value in state] if isinstance(state, list) else state

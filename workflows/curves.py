@@ -1,76 +1,119 @@
-"""The MLflow run of a memory's fit: its figures epoch by epoch while it goes on, and the file at the end.
+"""The MLflow run of something that is trained: its figures epoch by epoch while it goes on, and its end.
 
-MLflow may be down. A warning says so once, the fit goes on, and the same command logs what is missing another time.
+MLflow may be down. A warning says so once, the training goes on, and what is missing is logged at its end, or when the
+same command is given another time.
 """
 
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from storage.objects import Objects
 from workflows.configuration import Tracking
-from workflows.fitted import About, FittedMemory
 from workflows.mlflow_store import connected, kind_of, milliseconds, open_run, read_entry, write_entry
 
 _LOG = logging.getLogger("lucency.mlflow")
-_NAME = "memory"
-ARTIFACT = "memory.pt"  # the same in every MLflow run, so that an audit can name it
+
+
+@dataclass(slots=True)
+class Outage:
+    """Whether it was said that MLflow does not answer: one warning for all that is trained together."""
+
+    said: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How it ended. kept: the epoch that is kept; None: it failed. file: name and bytes of an artifact."""
+
+    history: Sequence[Mapping[str, float]]
+    kept: int | None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    file: tuple[str, bytes] | None = None
 
 
 class Curves:
-    """begun: when the fit began, an ISO time. Tell it all epochs there are, as often as you like."""
+    """name: of the MLflow run; begun: when the training began, an ISO time; tags: of the run from its first epoch.
+    Tell it all epochs there are, as often as you like."""
 
-    def __init__(self, run: Objects, tracking: Tracking, begun: str) -> None:
+    def __init__(
+        self,
+        run: Objects,
+        tracking: Tracking,
+        begun: str,
+        *,
+        name: str,
+        tags: Mapping[str, str] | None = None,
+        outage: Outage | None = None,
+    ) -> None:
         self._run = run
         self._tracking = tracking
         self._begun = begun
+        self._name = name
+        self._tags = tags or {}
+        self._outage = outage or Outage()
         self._logged: set[int] | None = None
-        self._warned = not tracking.enabled
 
     def tell(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Log the epochs that MLflow does not have yet, as steps."""
-        if self._tracking.enabled and not (self._logged is not None and len(self._logged) >= len(history)):
+        """Log the epochs that MLflow does not have yet, as steps. Behind an outage that is left to `finish`: a dead
+        server is waited for once, and not at every epoch of all that is trained."""
+        if self._outage.said or not self._tracking.enabled:
+            return
+        if self._logged is None or len(self._logged) < len(history):
             self._try(lambda client, run: self._send(client, run, history))
 
-    def finish(self, fitted: FittedMemory) -> str | None:
-        """Log what is missing, what the memory is, and its file `memory.pt`; returns the MLflow run, where there is."""
+    def finish(self, ending: Ending) -> str | None:
+        """Log what is missing, and how it ended, where that is not logged yet; returns the MLflow run, where there
+        is."""
         if not self._tracking.enabled:
             return None
+        entry = read_entry(self._run, self._tracking)
+        if entry.logged:
+            return entry.run
 
         def send(client: Any, run: str) -> None:
-            self._send(client, run, fitted.about.history)
-            self._describe(client, run, fitted)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / ARTIFACT
-                path.write_bytes(fitted.data)
-                client.log_artifact(run, str(path))
-            client.set_terminated(run, "FINISHED")
+            self._send(client, run, ending.history)
+            self._describe(client, run, ending)
+            if ending.file is not None:
+                name, data = ending.file
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / name
+                    path.write_bytes(data)
+                    client.log_artifact(run, str(path))
+            client.set_terminated(run, "FAILED" if ending.kept is None else "FINISHED")
 
-        return self._try(send)
+        run = self._try(send)
+        if run is not None and ending.kept is not None:  # what failed may be tried again
+            write_entry(self._run, replace(entry, run=run, logged=True))
+        return run
 
     def _try(self, send: Callable[[Any, str], None]) -> str | None:
         entry = read_entry(self._run, self._tracking)
         try:
             with connected(self._tracking) as client:
-                run = open_run(client, self._tracking, entry.run, name=_NAME, started=milliseconds(self._begun))
+                run = open_run(client, self._tracking, entry.run, name=self._name, started=milliseconds(self._begun))
                 if run != entry.run:
                     write_entry(self._run, replace(entry, run=run))
                 send(client, run)
                 return run
         except Exception as error:  # servers, databases and object stores fail in classes of their own
-            if not self._warned:
-                _LOG.warning("MLflow does not take the figures of the fit (%s). The fit goes on.", kind_of(error))
-            self._warned = True
+            if not self._outage.said:
+                _LOG.warning(
+                    "MLflow does not take the figures of '%s' (%s). The training goes on.", self._name, kind_of(error)
+                )
+            self._outage.said = True
         return None
 
     def _send(self, client: Any, run: str, history: Sequence[Mapping[str, float]]) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
         if self._logged is None:
+            client.log_batch(run, tags=[RunTag(key, value) for key, value in self._tags.items()])
             self._logged = {metric.step for metric in client.get_metric_history(run, "train.loss")}
         for step, row in enumerate(history):
             if step not in self._logged:
@@ -78,15 +121,15 @@ class Curves:
                 client.log_batch(run, [Metric(_key(name), value, moment, step) for name, value in row.items()])
                 self._logged.add(step)
 
-    def _describe(self, client: Any, run: str, fitted: FittedMemory) -> None:
+    def _describe(self, client: Any, run: str, ending: Ending) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         known = client.get_run(run).data.params  # a parameter may be written once
-        params = [Param(key, value) for key, value in _params(fitted.about).items() if key not in known]
-        best = fitted.about.history[fitted.about.best_epoch]
+        params = [Param(key, value) for key, value in ending.params.items() if key not in known]
+        best = {} if ending.kept is None else ending.history[ending.kept]
         moment = _now()
         metrics = [Metric(f"best.{_key(name)}", value, moment, 0) for name, value in best.items()]
-        client.log_batch(run, metrics, params, [RunTag("digest.memory", fitted.sha256)])
+        client.log_batch(run, metrics, params, [RunTag(key, value) for key, value in ending.tags.items()])
 
 
 def _now() -> int:
@@ -95,18 +138,3 @@ def _now() -> int:
 
 def _key(name: str) -> str:
     return name.replace("-", "_")
-
-
-def _params(about: About) -> dict[str, str]:
-    recipe = {f"memory.{name}": str(value) for name, value in asdict(about.recipe).items()}
-    return {
-        **recipe,
-        "model.weights_sha256": about.model_sha256,
-        "model.layer": about.layer,
-        "model.task": about.task,
-        "model.classes": str(len(about.classes)),
-        "memory.shape": "x".join(map(str, about.shape)),
-        "images.learned": str(about.learned),
-        "images.held_out": str(about.held_out),
-        "epoch.best": str(about.best_epoch),
-    }

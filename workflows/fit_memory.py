@@ -4,19 +4,17 @@ catalogue of the split → features of its labelled images → epochs on Ray Tra
 what was interrupted goes on from there, in mid-fit from the last finished epoch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from storage.arrays import create_features, delete_features
 from storage.errors import ConfigurationError, LucencyError, RunError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
-from storage.records import Note, Rejection
+from storage.records import Note
 from storage.tables import read_table, write_table
 from tasks.fitting import Fitting
 from workflows.cataloguing import decode_options, listing_digest, open_archive
@@ -26,9 +24,8 @@ from workflows.curves import Curves
 from workflows.features import STAGE as FEATURES
 from workflows.features import Examples, FeatureCommit, FeatureSettings, FeatureWorker, read_examples
 from workflows.fit_epochs import run_epochs
-from workflows.fit_worker import STAGE as EPOCHS
 from workflows.fit_worker import Lesson
-from workflows.fitted import About, FittedMemory, from_bytes, preprocess_digest, to_bytes
+from workflows.fitted import About, FittedMemory, ending_of, from_bytes, preprocess_digest, to_bytes
 from workflows.learned_split import (
     Split,
     catalogue_split,
@@ -39,12 +36,13 @@ from workflows.learned_split import (
     shape_of,
     split_of,
 )
-from workflows.passes import pass_rejections, run_pass
+from workflows.passes import add_rejections, pass_rejections, run_pass
 from workflows.progress import Progress
 from workflows.requirements import check_labels
 from workflows.shards import ShardReader
 from workflows.state import differences, digest, now, read_state, state_folder, versions, write_state
 from workflows.survey import FACTS_COLUMNS, LoadedModel, load_model
+from workflows.training.epochs import STAGE as EPOCHS
 from workflows.work import Pass
 
 _STATE = "fit.json"
@@ -176,7 +174,7 @@ def fit_memory(
     Raises ConfigurationError where too little is left to learn from, LucencyError where a worker or a store fails.
     """
     run, fitted = fit.run, Ledger(fit.run, _FITTED)
-    curves = Curves(run, configuration.mlflow, fit.state["created"])
+    curves = Curves(run, configuration.mlflow, fit.state["created"], name="memory")
     if 0 not in fitted.done():
         examples = _features(configuration, model, fit, placement, progress)
         lesson = _lesson(configuration, model, fit, placement, examples)
@@ -194,7 +192,7 @@ def fit_memory(
         fitted.commit(Manifest(_FITTED, 0, len(examples), notes=(Note(name),)))
     found = _read_fitted(run, fitted.done()[0].notes[0].text)
     if fit.state["state"] != "done" or (configuration.mlflow.enabled and fit.state["mlflow"] is None):
-        write_state(run, fit.state | {"state": "done", "mlflow": curves.finish(found)}, _STATE)
+        write_state(run, fit.state | {"state": "done", "mlflow": curves.finish(ending_of(found))}, _STATE)
     # What the fit alone needed is large, and the file holds all that it came to.
     delete_features(run)
     run.delete(f".ledger/{EPOCHS}")
@@ -240,8 +238,7 @@ def _features(
     progress.advance(FEATURES, sum(manifest.images for manifest in Ledger(run, FEATURES).done().values()))
     run_pass(work, run, skips, placement, progress)
     progress.finish(FEATURES)
-    rejected = {item.id: item for item in pass_rejections(run, FEATURES)}
-    _keep_rejected(run, rejected)
+    rejected = add_rejections(run, pass_rejections(run, FEATURES))
     examples = read_examples(run, facts.shard_images)
     if len(examples) + len(rejected) != split.images:
         raise LucencyError(
@@ -249,14 +246,6 @@ def _features(
             "image was lost or counted twice. This is a fault of Lucency; the run is kept as it is."
         )
     return examples
-
-
-def _keep_rejected(run: Objects, rejected: Mapping[str, Rejection]) -> None:
-    table = read_table(run, "rejected.parquet")
-    known = {row["id"]: row for row in table.to_pylist()}
-    known |= {item.id: {"id": item.id, "stage": item.stage, "reason": item.reason} for item in rejected.values()}
-    rows = [known[identifier] for identifier in sorted(known)]
-    write_table(run, "rejected.parquet", pa.Table.from_pylist(rows, schema=table.schema))
 
 
 def _lesson(

@@ -1,7 +1,5 @@
 """One of the workers that fit a memory together: its part of every batch, the sums with the others, the checkpoints."""
 
-import io
-import json
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,22 +12,22 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from storage.arrays import open_features
 from storage.errors import LucencyError
-from storage.ledger import Ledger, Manifest
+from storage.ledger import Ledger
 from storage.objects import Objects
 from tasks.classifier import Classifier
 from tasks.features import features_of
-from tasks.fitting import Figures, Fitting, Recipe, alone, epoch_batches
+from tasks.fitting import Figures, Fitting, Recipe, epoch_batches
 from workflows.features import Examples
 from workflows.images import Images
 from workflows.models import ModelPackage, build_classifier
 from workflows.shards import ShardReader
+from workflows.training.epochs import STAGE, commit_epoch, last_state, together_of
 from workflows.workers import repeatable
 
-STAGE = "epochs"
 _READERS = 4  # images of a batch that are read at once
 
 
@@ -65,38 +63,19 @@ def fit_on_worker(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     repeatable(device.type, lesson.threads)
-    together = alone if workers == 1 else _sum_over_workers
+    together = together_of(workers)
     ledger = Ledger(lesson.run, STAGE)
     fitting = _begun(lesson, ledger, device)
     feed = _Feed(lesson, device)
+    recipe, shards = lesson.recipe, lesson.learned.shards.tolist()
     while not fitting.done:
         epoch = len(fitting.history)
-        loss = _learn(fitting, feed, epoch_batches(lesson.learned.shards.tolist(), lesson.recipe, epoch), rank, workers)
+        batches = epoch_batches(shards, batch=recipe.batch, mixed=recipe.mixed, seed=recipe.seed, epoch=epoch)
+        loss = _learn(fitting, feed, batches, rank, workers)
         fitting.end_epoch(loss, _judge(fitting, feed, rank, workers).together(together))
         if rank == 0:
-            state = io.BytesIO()
-            torch.save(fitting.to_state(), state)
-            outputs = {"pt": state.getvalue(), "figures": json.dumps(fitting.history[-1]).encode()}
-            ledger.commit(Manifest(STAGE, epoch, len(lesson.learned)), outputs)
-            lesson.run.delete(ledger.key(epoch - 1, "pt"))
+            commit_epoch(ledger, epoch, len(lesson.learned), fitting.to_state(), fitting.history[-1])
         ray.train.report({"epoch": epoch})  # the workers wait for each other: none is a checkpoint ahead
-
-
-def figures_of(ledger: Ledger, epoch: int) -> dict[str, float]:
-    """What a finished epoch came to."""
-    found: dict[str, float] = json.loads(ledger.output(epoch, "figures"))
-    return found
-
-
-def last_state(ledger: Ledger) -> dict[str, Any] | None:
-    """What the last finished epoch left, or None before the first."""
-    done = ledger.shards()
-    if not done:
-        return None
-    data = io.BytesIO(ledger.output(done[-1], "pt"))
-    # Whoever reads it need not have the device that wrote it.
-    state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
-    return state
 
 
 def _begun(lesson: Lesson, ledger: Ledger, device: torch.device) -> Fitting:
@@ -107,13 +86,8 @@ def _begun(lesson: Lesson, ledger: Ledger, device: torch.device) -> Fitting:
     return Fitting.resumed(lesson.recipe, lesson.shape, classes, device, state)
 
 
-def _sum_over_workers(part: Tensor) -> Tensor:
-    distributed.all_reduce(part)
-    return part
-
-
 def _learn(fitting: Fitting, feed: "_Feed", batches: Sequence[np.ndarray[Any, Any]], rank: int, workers: int) -> float:
-    together = alone if workers == 1 else _sum_over_workers
+    together = together_of(workers)
     examples, total = feed.lesson.learned, 0.0
     parts = [batch[rank::workers] for batch in batches]
     for batch, part in zip(batches, feed.run(examples, parts), strict=True):

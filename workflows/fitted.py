@@ -15,6 +15,7 @@ from tasks.fitting import Recipe
 from tasks.memory import Memory
 from tasks.preprocess import Preprocess
 from workflows.configuration import Tracking
+from workflows.curves import Ending
 from workflows.mlflow_store import behaved_mlflow, local_store
 from workflows.models import ModelDescription
 from workflows.registry import fetch_artifact
@@ -22,6 +23,7 @@ from workflows.registry import fetch_artifact
 _KEY = "explain.memory.file"
 _BYTES = 1 << 36
 _FORMAT = "lucency memory 1"
+_ARTIFACT = "memory.pt"  # the same in every MLflow run, so that an audit can name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,23 @@ def from_bytes(data: bytes) -> FittedMemory:
 def _about(tree: dict[str, Any]) -> About:
     lists = {name: tuple(tree[name]) for name in ("input", "shape", "classes", "history")}
     return About(**{**tree, **lists, "recipe": Recipe(**tree["recipe"])})
+
+
+def ending_of(fitted: FittedMemory) -> Ending:
+    """What MLflow is told of it, with its file."""
+    about = fitted.about
+    params = {f"memory.{name}": str(value) for name, value in asdict(about.recipe).items()} | {
+        "model.weights_sha256": about.model_sha256,
+        "model.layer": about.layer,
+        "model.task": about.task,
+        "model.classes": str(len(about.classes)),
+        "memory.shape": "x".join(map(str, about.shape)),
+        "images.learned": str(about.learned),
+        "images.held_out": str(about.held_out),
+        "epoch.best": str(about.best_epoch),
+    }
+    tags = {"digest.memory": fitted.sha256}
+    return Ending(about.history, about.best_epoch, params, tags, (_ARTIFACT, fitted.data))
 
 
 def fetch_memory(location: str, tracking: Tracking) -> FittedMemory:

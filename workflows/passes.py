@@ -7,6 +7,7 @@ does not arrive is searched for the image that kills its worker, and done again 
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from storage.errors import LucencyError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Rejection
+from storage.tables import read_table, write_table
 from workflows.cluster import Placement
 from workflows.progress import Progress
 from workflows.search import find_killers
@@ -62,6 +64,16 @@ def run_pass(
 def pass_rejections(run: Objects, stage: str) -> list[Rejection]:
     """All images that a pass rejected: the ones with a reason, and the ones that killed a worker."""
     return [*Ledger(run, f"{stage}-search").rejections(), *Ledger(run, stage).rejections()]
+
+
+def add_rejections(run: Objects, found: Sequence[Rejection]) -> frozenset[str]:
+    """Add to the run's rejected.parquet, where an image is listed once, by id; returns the ids of these."""
+    table = read_table(run, "rejected.parquet")
+    known = {row["id"]: row for row in table.to_pylist()}
+    known |= {item.id: asdict(item) for item in found}
+    rows = [known[identifier] for identifier in sorted(known)]
+    write_table(run, "rejected.parquet", pa.Table.from_pylist(rows, schema=table.schema))
+    return frozenset(item.id for item in found)
 
 
 def _stream(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement, progress: Progress) -> None:

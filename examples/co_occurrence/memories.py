@@ -22,7 +22,9 @@ def fit_memory(
     fitting = Fitting(recipe, tuple(activation.shape[1:]), labels.shape[1], "cpu")
     while not fitting.done:
         total = 0.0
-        for batch in epoch_batches([0] * len(learned[0]), recipe, len(fitting.history)):
+        epoch = len(fitting.history)
+        shards = [0] * len(learned[0])
+        for batch in epoch_batches(shards, batch=recipe.batch, mixed=recipe.mixed, seed=recipe.seed, epoch=epoch):
             chosen = torch.from_numpy(batch)
             losses = fitting.step(learned[0][chosen], learned[1][chosen], images=len(chosen))
             total += float(losses.total) * len(chosen)

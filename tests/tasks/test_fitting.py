@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import ModelError
-from tasks.fitting import Figures, Fitting, Recipe, decisions, epoch_batches, held_out
+from tasks.fitting import Figures, Fitting, Recipe, decisions, epoch_batches, even_batches, even_parts, held_out
 from tasks.memory import pooled
 
 _RECIPE = Recipe(slots=6, epochs=4, batch=8, rate=1e-2, patience=2)
@@ -23,12 +23,16 @@ def some_features(count=40, *, seed=0):
     return activation.view(count, *_SHAPE), labels
 
 
+def batches_of(recipe, shards, epoch):
+    return epoch_batches(shards, batch=recipe.batch, mixed=recipe.mixed, seed=recipe.seed, epoch=epoch)
+
+
 def fit(activation, labels, *, recipe=_RECIPE, workers=1, epochs=3, start=None):
     """Epochs as a worker does them, the parts of all workers added up one after another."""
     fitting = start or Fitting(recipe, _SHAPE, 3, "cpu")
     for epoch in range(len(fitting.history), epochs):
         learned = 0.0
-        for batch in epoch_batches([row // 10 for row in range(len(labels))], recipe, epoch):
+        for batch in batches_of(recipe, [row // 10 for row in range(len(labels))], epoch):
             if workers == 1:
                 losses = fitting.step(activation[batch], labels[batch], images=len(batch))
             else:
@@ -89,19 +93,32 @@ class TestHeldOut:
 class TestOrder:
     @given(shards=st.lists(st.integers(0, 9), min_size=1, max_size=80).map(sorted), epoch=st.integers(0, 5))
     def test_an_epoch_shows_every_image_once_in_full_batches(self, shards, epoch):
-        batches = epoch_batches(shards, _RECIPE, epoch)
+        batches = batches_of(_RECIPE, shards, epoch)
         assert sorted(np.concatenate(batches).tolist()) == list(range(len(shards)))
         assert all(len(batch) == _RECIPE.batch for batch in batches[:-1])
 
+    @given(shards=st.lists(st.integers(0, 9), min_size=1, max_size=80).map(sorted), batch=st.integers(1, 90))
+    def test_even_batches_are_the_same_order_in_as_few_parts_of_one_size_or_one_less(self, shards, batch):
+        asked = dict(batch=batch, mixed=3, seed=4, epoch=2)
+        full, even = epoch_batches(shards, **asked), even_batches(shards, **asked)
+        assert np.array_equal(np.concatenate(full), np.concatenate(even))
+        sizes = [len(part) for part in even]
+        assert len(even) == len(full)
+        assert max(sizes) <= batch
+        assert max(sizes) - min(sizes) <= 1
+
+    def test_of_no_positions_there_are_no_parts(self):
+        assert even_parts(np.zeros(0, np.int64), 4) == []
+
     def test_no_more_than_the_mixed_shards_are_read_side_by_side(self):
         shards = np.repeat(np.arange(12), 16)
-        order = shards[np.concatenate(epoch_batches(shards.tolist(), Recipe(mixed=3, batch=8), 0))].reshape(4, -1)
+        order = shards[np.concatenate(batches_of(Recipe(mixed=3, batch=8), shards.tolist(), 0))].reshape(4, -1)
         assert [len(np.unique(part)) for part in order] == [3, 3, 3, 3]
         assert len(np.unique(order[0][:8])) > 1  # and not one after another
         assert np.unique(order[0]).tolist() != [0, 1, 2]  # nor are neighbours always together
 
     def test_epochs_differ_and_are_the_same_again(self):
-        first, again, second = (epoch_batches([0] * 30, _RECIPE, epoch) for epoch in (0, 0, 1))
+        first, again, second = (batches_of(_RECIPE, [0] * 30, epoch) for epoch in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
         assert not np.array_equal(first[0], second[0])
 

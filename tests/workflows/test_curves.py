@@ -10,8 +10,8 @@ from storage.objects import Objects
 from tasks.fitting import Recipe
 from tasks.memory import Memory
 from workflows.configuration import Tracking
-from workflows.curves import Curves
-from workflows.fitted import About, from_bytes, to_bytes
+from workflows.curves import Curves, Outage
+from workflows.fitted import About, ending_of, from_bytes, to_bytes
 
 _BEGUN = "2026-01-01T00:00:00+00:00"
 _HISTORY = [{"train.loss": 3.0 - epoch, "held-out.loss": 4.0 - epoch, "held-out.agreement": 0.5} for epoch in range(3)]
@@ -23,7 +23,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def curves(tmp_path: Path, **keys: object) -> Curves:
-    return Curves(Objects(str(tmp_path / "memory")), Tracking(experiment="memories", **keys), _BEGUN)  # type: ignore[arg-type]
+    tracking = Tracking(experiment="memories", **keys)  # type: ignore[arg-type]
+    return Curves(Objects(str(tmp_path / "memory")), tracking, _BEGUN, name="memory")
 
 
 def file_of_memory() -> bytes:
@@ -71,7 +72,7 @@ def test_the_end_brings_the_file_what_it_is_and_what_was_missed(tmp_path: Path) 
     data = file_of_memory()
     told = curves(tmp_path)
     told.tell(_HISTORY[:1])
-    run = told.finish(from_bytes(data))
+    run = told.finish(ending_of(from_bytes(data)))
     client, found = logged(tmp_path)
     assert run == found
     assert len(steps(client, found)) == 3
@@ -90,15 +91,39 @@ def test_a_server_that_is_down_costs_one_warning_and_not_the_fit(
     with caplog.at_level(logging.WARNING):
         told.tell(_HISTORY[:1])
         told.tell(_HISTORY[:2])
-        assert told.finish(from_bytes(file_of_memory())) is None
+        assert told.finish(ending_of(from_bytes(file_of_memory()))) is None
     warnings = [record.getMessage() for record in caplog.records if record.name == "lucency.mlflow"]
     assert len(warnings) == 1
-    assert "The fit goes on" in warnings[0]
+    assert "The training goes on" in warnings[0]
     assert "secret" not in warnings[0]
+
+
+def test_behind_an_outage_epochs_are_left_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tracking] = []
+
+    def down(tracking: Tracking) -> None:
+        asked.append(tracking)
+        raise ConnectionError
+
+    outage = Outage()
+    one, other = (
+        Curves(Objects(str(tmp_path / name)), Tracking(experiment="memories"), _BEGUN, name=name, outage=outage)
+        for name in ("memory", "other")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.curves.connected", down)
+        for epochs in (1, 2):
+            one.tell(_HISTORY[:epochs])
+            other.tell(_HISTORY[:epochs])
+    assert len(asked) == 1
+    one.tell(_HISTORY)
+    run = one.finish(ending_of(from_bytes(file_of_memory())))
+    assert run is not None
+    assert steps(logged(tmp_path)[0], run) == [(0, 4.0), (1, 3.0), (2, 2.0)]
 
 
 def test_without_mlflow_nothing_is_written(tmp_path: Path) -> None:
     told = curves(tmp_path, enabled=False)
     told.tell(_HISTORY)
-    assert told.finish(from_bytes(file_of_memory())) is None
+    assert told.finish(ending_of(from_bytes(file_of_memory()))) is None
     assert not (tmp_path / ".lucency").exists()

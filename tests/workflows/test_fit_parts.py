@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
@@ -14,13 +13,13 @@ from storage.errors import ArchiveError, RunError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from tasks.fitting import Fitting, Recipe
-from workflows import audit, fit_epochs
+from workflows import audit
 from workflows.cluster import Placement
 from workflows.configuration import check
-from workflows.fit_epochs import _cause, _share, _too_few_gpus
-from workflows.fit_worker import STAGE, last_state
 from workflows.learned_split import groups_of, learned_archive
 from workflows.progress import SilentProgress
+from workflows.training.epochs import STAGE, Watch, last_state, told
+from workflows.training.ray_train import Group, cause_of, half_the_cores, too_few_gpus
 
 
 def test_a_checkpoint_that_a_gpu_wrote_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,15 +48,16 @@ class TestPlaces:
         alive = [{"Alive": True, "Resources": {"CPU": float(cores)}} for cores in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0}}])
         placement = Placement("cpu", 3, 1, {"num_cpus": sum(nodes) / 2 / 3}, 0.5, 0.1)
-        assert _share(workers, placement) == pytest.approx(share, abs=1e-3)
+        assert half_the_cores(workers, placement) == pytest.approx(share, abs=1e-3)
 
     def test_a_fit_on_more_gpus_than_there_are_now_says_what_helps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
-        lesson: Any = SimpleNamespace(run=SimpleNamespace(location="RUN/memory"))
-        assert _too_few_gpus(lesson, 2) is None
-        told = str(_too_few_gpus(lesson, 4))
-        assert told.startswith("RUN/memory: this fit has 4 workers with a GPU each, and the cluster shows 2 GPU(s)")
-        assert "delete the folder" in told
+        two, four = (Group("the fit", "RUN/memory", workers, 1.0, gpu=True, attempts=1) for workers in (2, 4))
+        assert too_few_gpus(two) is None
+        found = str(too_few_gpus(four))
+        assert found.startswith("the fit has 4 workers with a GPU each, and the cluster shows 2 GPU(s)")
+        assert "the same command goes on" in found
+        assert "RUN" not in found
 
 
 class TestFaults:
@@ -65,12 +65,12 @@ class TestFaults:
         inner = ArchiveError("the archive cannot be read")
         wrapped = RayTaskError("read", "Traceback: /data/patients/name.dcm", inner).as_instanceof_cause()
         assert isinstance(wrapped, ArchiveError)  # which is why one has to look
-        found = _cause(_failed({0: wrapped}))
+        found = cause_of(_failed({0: wrapped}), "the fit")
         assert str(found) == "the archive cannot be read"
 
     def test_of_anything_else_only_the_class_is_told(self) -> None:
-        found = _cause(_failed({0: OSError("/data/patients/name.dcm"), 1: MemoryError()}))
-        assert "MemoryError, OSError" in str(found)
+        found = cause_of(_failed({0: OSError("/data/patients/name.dcm"), 1: MemoryError()}), "the fit")
+        assert "the fit ended: MemoryError, OSError." in str(found)
         assert "patients" not in str(found)
 
     def test_a_stores_bad_moment_costs_a_look_and_not_the_fit(
@@ -80,10 +80,8 @@ class TestFaults:
             def shards(self) -> list[int]:
                 raise OSError("https://user:secret@store")
 
-        lesson = SimpleNamespace(recipe=Recipe())
-        curves = SimpleNamespace(tell=lambda rows: None)
-        ledger = Failing(Objects(str(tmp_path)), STAGE)
-        with fit_epochs._told(ledger, lesson, SilentProgress(), curves):  # type: ignore[arg-type]
+        watch = Watch(Failing(Objects(str(tmp_path)), STAGE), SimpleNamespace(tell=lambda rows: None))
+        with told("memory", 3, watch, SilentProgress()):
             pass
         assert [record.getMessage() for record in caplog.records] == ["the epochs could not be looked up (OSError)"]
 
