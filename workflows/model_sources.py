@@ -2,9 +2,11 @@
 
 import difflib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,12 +61,45 @@ def published_torchvision(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     return module, tuple(weights.meta["categories"])
 
 
-def make_torchvision(name: str, outputs: int) -> Made:
-    """The architecture with `outputs` logits and untrained weights, prepared as torchvision's own weights want."""
+def check_lucency(name: str) -> None:
+    """Raises ModelError when there is no such network of Lucency's own."""
+    if name != "t-densenet121":
+        raise ModelError(f"model.source: lucency has no network {name!r}; expected lucency:t-densenet121.")
+
+
+def make_network(source: str, outputs: int, search_path: Sequence[str], *, seed: int = 0) -> Made:
+    """The network of torchvision, of Lucency or of a factory with `outputs` logits; its weights follow from `seed`.
+
+    A factory that has no parameter `outputs` has the logits it has.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "python":
+        return make_python(name, search_path, outputs=outputs, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _make_t_densenet(outputs) if kind == "lucency" else _make_torchvision(name, outputs)
+
+
+def _make_t_densenet(outputs: int) -> Made:
+    """DenseNet-121 up to its second dense block, then batch norm and ReLU: 512 channels, 28 x 28 at 224."""
+    from torchvision.models import DenseNet
+
+    network = DenseNet(growth_rate=32, block_config=(6, 12), num_init_features=64, num_classes=outputs)
+    return Made(network, None, _prepared_as("densenet121"))
+
+
+def _make_torchvision(name: str, outputs: int) -> Made:
+    from torchvision import models
+
+    return Made(models.get_model(name, weights=None, num_classes=outputs), None, _prepared_as(name))
+
+
+def _prepared_as(name: str) -> Preprocess:
+    """As torchvision's own weights of the model want it."""
     from torchvision import models
 
     transforms = models.get_model_weights(name).DEFAULT.transforms()
-    preprocess = Preprocess(
+    return Preprocess(
         resize=transforms.resize_size[0],
         crop=transforms.crop_size[0],
         channels=3,
@@ -72,12 +107,12 @@ def make_torchvision(name: str, outputs: int) -> Made:
         std=tuple(transforms.std),
         interpolation=transforms.interpolation.value,
     )
-    return Made(models.get_model(name, weights=None, num_classes=outputs), None, preprocess)
 
 
-def make_python(dotted: str, search_path: Sequence[str]) -> Made:
+def make_python(dotted: str, search_path: Sequence[str], *, outputs: int | None = None, seed: int = 0) -> Made:
     """Call `module.factory()`; the module may also hold `classes` and `preprocess` (a Preprocess or a function of one).
 
+    A factory with a parameter `outputs` is told how many logits are wanted, where that is known.
     Raises ModelError that says which step failed.
     """
     module_name, _, factory_name = dotted.rpartition(".")
@@ -89,8 +124,9 @@ def make_python(dotted: str, search_path: Sequence[str]) -> Made:
         own = [name for name, value in vars(home).items() if getattr(value, "__module__", None) == module_name]
         raise ModelError(f"model.source: {module_name} has no function {factory_name!r}; it has {', '.join(own)}.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a factory that trains nothing and loads nothing gives every worker the same model
-        module = _called(factory, dotted)
+        torch.manual_seed(seed)  # a factory that trains nothing and loads nothing gives every worker the same model
+        told = outputs is not None and _takes_outputs(factory)
+        module = _called(partial(factory, outputs=outputs) if told else factory, dotted)
     if not isinstance(module, nn.Module):
         raise ModelError(f"model.source: {dotted}() returned {type(module).__name__}; expected a torch.nn.Module.")
     preprocess = getattr(home, "preprocess", None)
@@ -109,6 +145,13 @@ def make_pickled(data: bytes, search_path: Sequence[str]) -> Made:
     if not isinstance(module, nn.Module):
         raise ModelError(f"model.source: the pickle holds a {type(module).__name__}; expected a torch.nn.Module.")
     return Made(module, None, None)
+
+
+def _takes_outputs(factory: Callable[..., Any]) -> bool:
+    try:
+        return "outputs" in inspect.signature(factory).parameters
+    except ValueError:  # of some functions written in C nothing is known
+        return False
 
 
 def _called(function: Callable[[], Any], name: str) -> Any:

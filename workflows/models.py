@@ -21,19 +21,20 @@ from workflows.black_boxes import Answering, BlackBox, black_box, how_it_answers
 from workflows.exported import load_exported
 from workflows.model_sources import (
     Made,
+    check_lucency,
     check_torchvision,
+    make_network,
     make_pickled,
     make_python,
-    make_torchvision,
     published_torchvision,
 )
 from workflows.registry import fetch_registered
-from workflows.weights import StateDict, load_state_dict, read_state_dict, save_state_dict, weights_digest
+from workflows.weights import load_state_dict, outputs_of, read_state_dict, save_state_dict, weights_digest
 
 _EXAMPLES = 2  # images in a dummy forward: one would not show a batch axis that is fixed
 _OWN = 1e-2  # relative; sums in another order differ by less, batch statistics or dropout by more
-_MODEL_BYTES = 1 << 36
-_KINDS = ("torchvision", "python", "mlflow", "export", "torchscript", "onnx", "http", "https")
+MODEL_BYTES = 1 << 36
+_KINDS = ("torchvision", "lucency", "python", "mlflow", "export", "torchscript", "onnx", "http", "https")
 _WHOLE = ("mlflow", "export", "torchscript", "onnx", "http", "https")  # weights and all
 
 
@@ -82,8 +83,8 @@ def fetch_model(model: configuration.Model, *, folder: str | None, server: str |
     kind, _, name = model.source.partition(":")
     if kind not in _KINDS or not name:
         raise ModelError(
-            f"model.source: {model.source!r}; expected torchvision:NAME, python:module.factory, "
-            "mlflow:models:/NAME@ALIAS, export:FILE.pt2, torchscript:FILE.pt, onnx:FILE.onnx or "
+            f"model.source: {model.source!r}; expected torchvision:NAME, lucency:t-densenet121, "
+            "python:module.factory, mlflow:models:/NAME@ALIAS, export:FILE.pt2, torchscript:FILE.pt, onnx:FILE.onnx or "
             "https://HOST/v2/models/NAME."
         )
     if kind in _WHOLE and model.weights is not None:
@@ -110,9 +111,12 @@ def fetch_model(model: configuration.Model, *, folder: str | None, server: str |
         return replace(package, form="export", weights=_fetched(name, "model.source"))
     if kind == "torchvision":
         check_torchvision(name)
+    if kind == "lucency":
+        check_lucency(name)
     if model.weights is None:
-        if kind == "torchvision":
-            raise ModelError("model.weights: missing; expected the file or URL of a state dict, or DEFAULT.")
+        if kind != "python":
+            default = ", or DEFAULT" if kind == "torchvision" else ""
+            raise ModelError(f"model.weights: missing; expected the file or URL of a state dict{default}.")
         return package
     return _with_state(package, model.weights)
 
@@ -156,7 +160,7 @@ def fetch_permuted(package: ModelPackage, location: str) -> ModelPackage:
 
 def _fetched(location: str, key: str) -> bytes:
     """A file of the model. Its path, unlike an archive's, tells of no patient, so an error may name it."""
-    return read_document(location, key if "://" in location else f"{key}: {location}", limit=_MODEL_BYTES)
+    return read_document(location, key if "://" in location else f"{key}: {location}", limit=MODEL_BYTES)
 
 
 def _class_names(classes: list[str] | str | None) -> tuple[str, ...] | None:
@@ -206,22 +210,16 @@ def _make(package: ModelPackage, device: torch.device) -> Made:
         return Made(load_exported(package.weights, device, trust=package.trust), None, None)
     if package.form == "pickle" and package.weights is not None:
         return make_pickled(package.weights, package.search_path)
-    state = None if package.weights is None else read_state_dict(package.weights, trust="weights")
-    if kind == "python":
-        made = make_python(name, package.search_path)
-    elif state is not None:
-        made = make_torchvision(name, outputs=_outputs(state))
-    else:
-        raise ModelError("model.weights: the package holds none.")
-    if state is not None:
-        load_state_dict(made.module, state)
+    named = len(package.classes) if package.classes else None
+    if package.weights is None:
+        if kind != "python":
+            raise ModelError("model.weights: the package holds none.")
+        return make_python(name, package.search_path, outputs=named)
+    state = read_state_dict(package.weights, trust="weights")
+    told = named if kind == "python" else None  # a factory's head need not come last among its weights
+    made = make_network(package.source, told or outputs_of(state), package.search_path)
+    load_state_dict(made.module, state)
     return made
-
-
-def _outputs(state: StateDict) -> int:
-    """How many logits the weights are for: in torchvision's classifiers the head's bias comes last."""
-    shape = next(reversed(state.values())).shape
-    return shape[0] if shape else 1
 
 
 def _preprocess(given: configuration.Input, known: Preprocess | None) -> Preprocess:

@@ -59,6 +59,12 @@ def save_state_dict(state: Mapping[str, Tensor]) -> bytes:
     return buffer.getvalue()
 
 
+def outputs_of(state: Mapping[str, Tensor]) -> int:
+    """How many logits the weights are for: in torchvision's classifiers the head's bias comes last."""
+    shape = next(reversed(list(state.values()))).shape
+    return shape[0] if shape else 1
+
+
 def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy the tensors into the module. Raises ModelError that lists every way in which the two differ."""
     expected = module.state_dict()

@@ -31,7 +31,8 @@ def rejections_of(images: Images, failures: Mapping[int, str], stage: str = "exp
 
 
 def repeatable(device: str, threads: int) -> None:
-    """float32 means float32 on a GPU too, and the same work gives the same bits on the same kind of device."""
+    """float32 means float32 on a GPU too, and the same work gives the same bits on the same kind of device: on a GPU as
+    far as its kernels are deterministic."""
     if device == "cpu":
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False

@@ -33,6 +33,15 @@ def factory():
     )
 """
 
+# The same, told how many logits are wanted.
+SIZED = FACTORY.replace('classes = ("healthy", "ill")\n', "").replace("factory()", "factory(outputs)")
+SIZED = SIZED.replace("Linear(4, 2)", "Linear(4, outputs)")
+
+
+def sized(outputs):
+    """A state dict of SIZED's network."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Identity(), nn.Identity(), nn.Linear(4, outputs)).state_dict()
+
 
 @pytest.fixture(scope="module")
 def resnet():
@@ -44,6 +53,15 @@ def resnet():
 def weights(resnet, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "resnet.pt"
     torch.save(resnet.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Weights of a T-DenseNet."""
+    path = tmp_path_factory.mktemp("t-densenet") / "trained.pt"
+    torch.manual_seed(2)
+    torch.save(zoo.DenseNet(32, (6, 12), 64, num_classes=14).state_dict(), path)
     return path
 
 
@@ -128,6 +146,34 @@ class TestTorchvision:
         assert "80 missing" in str(refusal.value)  # torch supplies the batch counters that old files lack
         with pytest.raises(ModelError, match=r"layer1.0.conv1.weight: expected \[64, 64, 1, 1\], got \[64, 64, 3, 3\]"):
             built(source="torchvision:resnet50", weights=str(weights))
+
+
+class TestTDenseNet:
+    def test_it_keeps_512_channels_on_28_by_28_cells_and_its_head_has_a_closed_form(self, trained):
+        classifier = built(source="lucency:t-densenet121", weights=str(trained))
+        description = describe(classifier)
+        assert (description.features, description.native, description.input) == (512, (28, 28), (224, 224))
+        assert description.head == "relu-gap-linear"
+        assert len(description.classes) == 14
+        state = torch.load(trained, weights_only=True)
+        assert all(torch.equal(state[name], tensor) for name, tensor in classifier.module.state_dict().items())
+
+    def test_it_sees_images_as_densenet_121_does(self, trained, tmp_path):
+        torch.save(zoo.densenet121(weights=None, num_classes=2).state_dict(), tmp_path / "full.pt")
+        full = built(source="torchvision:densenet121", weights=str(tmp_path / "full.pt"), input={})
+        assert built(source="lucency:t-densenet121", weights=str(trained)).preprocess == full.preprocess
+
+    def test_its_weights_must_be_given_and_fit(self, trained):
+        with pytest.raises(ModelError, match=r"model\.weights: missing; expected the file or URL of a state dict\."):
+            built(source="lucency:t-densenet121")
+        with pytest.raises(ModelError, match="lucency:t-densenet121 needs a file or a URL"):
+            built(source="lucency:t-densenet121", weights="DEFAULT")
+        with pytest.raises(ModelError, match="does not fit"):
+            built(source="torchvision:densenet121", weights=str(trained))
+
+    def test_another_name_is_answered_with_the_one_there_is(self, trained):
+        with pytest.raises(ModelError, match=r"no network 'densenet'; expected lucency:t-densenet121"):
+            built(source="lucency:densenet", weights=str(trained))
 
 
 class TestWeights:
@@ -257,6 +303,20 @@ class TestPython:
         module = built(folder, source="python:mine.factory", weights=str(folder / "w.pt")).module
         assert torch.equal(module.state_dict()["3.bias"], state["3.bias"])
 
+    def test_a_factory_with_outputs_gets_as_many_as_the_weights_have(self, folder):
+        (folder / "mine.py").write_text(SIZED)
+        torch.save(sized(5), folder / "w.pt")
+        classifier = built(folder, source="python:mine.factory", weights=str(folder / "w.pt"))
+        assert len(classifier.classes) == 5
+
+    def test_a_factory_with_outputs_gets_as_many_as_there_are_classes(self, folder):
+        (folder / "mine.py").write_text(SIZED)
+        head_first = dict(reversed(sized(3).items()))
+        torch.save(head_first, folder / "w.pt")
+        keys = {"source": "python:mine.factory", "classes": ["a", "b", "c"]}
+        assert built(folder, **keys).classes == ("a", "b", "c")
+        assert built(folder, **keys, weights=str(folder / "w.pt")).classes == ("a", "b", "c")
+
     def test_the_folder_goes_behind_everything_installed(self, folder):
         (folder / "mine.py").write_text(FACTORY)
         (folder / "tasks.py").write_text("raise SystemExit('shadowed')")
@@ -326,7 +386,7 @@ class TestInput:
 
 @pytest.mark.parametrize("source", ["resnet18", "tensorflow:file.pb", "torchvision:", "onnx:", ""])
 def test_an_unknown_kind_of_source_is_answered_with_those_there_are(source):
-    with pytest.raises(ModelError, match=r"expected torchvision:NAME, python:module\.factory"):
+    with pytest.raises(ModelError, match=r"expected torchvision:NAME, lucency:t-densenet121, python:module\.factory"):
         built(source=source)
 
 
