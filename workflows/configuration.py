@@ -6,9 +6,8 @@ was expected. ``--set a.b=c`` overrides a key before the check, so an override i
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from storage.errors import ConfigurationError
 from tasks.cams.names import BASE_METHODS, MethodName
 from workflows.configuration_baselines import Baselines
 from workflows.configuration_findings import Findings
@@ -16,6 +15,7 @@ from workflows.configuration_measures import Measures
 from workflows.configuration_memory import Memory
 from workflows.sections import Positive as _Positive
 from workflows.sections import Section as _Section
+from workflows.sections import checked
 
 _Size = tuple[_Positive, _Positive] | tuple[_Positive, _Positive, _Positive]
 
@@ -133,8 +133,8 @@ class Model(_Section):
     """The classifier."""
 
     source: str = Field(
-        description="torchvision:NAME, python:module.factory, mlflow:models:/N@ALIAS, export:FILE.pt2; only answering: "
-        "torchscript:FILE.pt, onnx:FILE.onnx, https://HOST/v2/models/NAME"
+        description="torchvision:NAME, lucency:t-densenet121, python:module.factory, mlflow:models:/N@ALIAS, "
+        "export:FILE.pt2; only answering: torchscript:FILE.pt, onnx:FILE.onnx, https://HOST/v2/models/NAME"
     )
     weights: str | None = Field(None, description="file or URL of a state dict; `DEFAULT` fetches torchvision's")
     classes: list[str] | str | None = Field(None, description="names, or a text file with one a line")
@@ -298,17 +298,4 @@ class Configuration(_Section):
 
 def check(tree: dict[str, Any], name: str = "configuration") -> Configuration:
     """Validate a tree of plain values; raises ConfigurationError that lists every fault."""
-    try:
-        return Configuration.model_validate(tree)
-    except ValidationError as error:
-        faults = [_fault(item) for item in error.errors()]
-        raise ConfigurationError("\n".join([f"{name}: {len(faults)} fault(s)", *faults])) from error
-
-
-def _fault(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "(top)"
-    if item["type"] == "extra_forbidden":
-        return f"  {where}: unknown key"
-    if item["type"] == "missing":
-        return f"  {where}: missing"
-    return f"  {where}: {item['msg']} (got {item['input']!r})"
+    return checked(Configuration, tree, name)

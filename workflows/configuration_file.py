@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from storage.errors import ConfigurationError
-from workflows.configuration import Configuration, check
+from workflows.configuration import Archive, Configuration, Engine, Explain, check
+from workflows.configuration_measures import Measures
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Configuration:
@@ -16,24 +17,78 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Configuration:
     Raises ConfigurationError that lists every fault as `key: what was expected (got ...)`.
     """
     path = Path(path)
+    if not path.exists():
+        raise ConfigurationError(f"{path}: no such file. `lucency init` writes one to start from.")
+    tree = read_tree(path, overrides, "`run`, `archive` and `model`")
+    configuration = _anchored(check(tree, str(path)), path.resolve().parent)
+    keep_apart(path, configuration.run, configuration.archive.location)
+    return configuration
+
+
+def read_tree(path: Path, overrides: Sequence[str], keys: str) -> dict[str, Any]:
+    """The keys of a YAML file, each override `KEY=VALUE` set in them; `keys`: those that are expected, in words.
+
+    Raises ConfigurationError.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigurationError(f"{path}: no such file. `lucency init` writes one to start from.") from error
+        raise ConfigurationError(f"{path}: no such file.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{path}: expected keys `run`, `archive` and `model`, got {type(tree).__name__}")
+        raise ConfigurationError(f"{path}: expected keys {keys}, got {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
-    configuration = _anchored(check(tree, str(path)), path.resolve().parent)
-    run, archive = configuration.run, configuration.archive.location
+    return tree
+
+
+def keep_apart(path: Path, run: str, archive: str) -> None:
+    """Raises ConfigurationError where a run and the archive that it is about lie in one another."""
     if _lies_inside(run, archive) or _lies_inside(archive, run):
         raise ConfigurationError(
             f"{path}: run: lies inside archive.location, or around it: images and results would lie in one folder. "
             "Choose a folder beside the archive."
         )
-    return configuration
+
+
+def anchor(value: str | None, folder: Path) -> str | None:
+    """A relative path as an absolute one, so that workers in other directories find the same file."""
+    if value is None or "://" in value or Path(value).is_absolute():
+        return value
+    return str(folder / value)
+
+
+def anchor_weights(weights: str | None, folder: Path) -> str | None:
+    """DEFAULT is no path."""
+    return weights if weights == "DEFAULT" else anchor(weights, folder)
+
+
+def anchor_archive(archive: Archive, folder: Path) -> Archive:
+    labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file, folder)})
+    boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file, folder)})
+    key = archive.key.model_copy(update={"file": anchor(archive.key.file, folder)})
+    location = anchor(archive.location, folder)
+    return archive.model_copy(update={"location": location, "labels": labels, "boxes": boxes, "key": key})
+
+
+def anchor_explain(explain: Explain, folder: Path) -> Explain:
+    if explain.atlas is not None:
+        files = {"file": anchor(explain.atlas.file, folder), "names": anchor(explain.atlas.names, folder)}
+        explain = explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
+    if explain.memory.file is not None and not explain.memory.file.startswith("mlflow:"):
+        kept = explain.memory.model_copy(update={"file": anchor(explain.memory.file, folder)})
+        explain = explain.model_copy(update={"memory": kept})
+    return explain
+
+
+def anchor_measures(measures: Measures, folder: Path) -> Measures:
+    sanity = measures.sanity.model_copy(update={"permuted": anchor(measures.sanity.permuted, folder)})
+    return measures.model_copy(update={"sanity": sanity})
+
+
+def anchor_engine(engine: Engine, folder: Path) -> Engine:
+    return engine.model_copy(update={"spill": anchor(engine.spill, folder)})
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -60,41 +115,20 @@ def _lies_inside(inner: str, outer: str) -> bool:
 
 
 def _anchored(configuration: Configuration, folder: Path) -> Configuration:
-    """Make relative paths absolute, so that workers in other directories find the same files."""
-
-    def anchor(value: str | None) -> str | None:
-        if value is None or "://" in value or Path(value).is_absolute():
-            return value
-        return str(folder / value)
-
-    archive, model, explain = configuration.archive, configuration.model, configuration.explain
-    if explain.atlas is not None:
-        files = {"file": anchor(explain.atlas.file), "names": anchor(explain.atlas.names)}
-        explain = explain.model_copy(update={"atlas": explain.atlas.model_copy(update=files)})
-    if explain.memory.file is not None and not explain.memory.file.startswith("mlflow:"):
-        kept = explain.memory.model_copy(update={"file": anchor(explain.memory.file)})
-        explain = explain.model_copy(update={"memory": kept})
-    measures = configuration.measures
-    sanity = measures.sanity.model_copy(update={"permuted": anchor(measures.sanity.permuted)})
-    labels = archive.labels and archive.labels.model_copy(update={"file": anchor(archive.labels.file)})
-    boxes = archive.boxes and archive.boxes.model_copy(update={"file": anchor(archive.boxes.file)})
-    engine = configuration.engine.model_copy(update={"spill": anchor(configuration.engine.spill)})
-    key = archive.key.model_copy(update={"file": anchor(archive.key.file)})
-    classes = anchor(model.classes) if isinstance(model.classes, str) else model.classes
-    weights = model.weights if model.weights in (None, "DEFAULT") else anchor(model.weights)
+    model = configuration.model
     source = model.source
     kind, _, file = source.partition(":")
     if kind in ("export", "torchscript", "onnx"):
-        source = f"{kind}:{anchor(file)}"
+        source = f"{kind}:{anchor(file, folder)}"
+    classes = anchor(model.classes, folder) if isinstance(model.classes, str) else model.classes
+    weights = anchor_weights(model.weights, folder)
     return configuration.model_copy(
         update={
-            "run": anchor(configuration.run),
-            "engine": engine,
-            "explain": explain,
-            "measures": measures.model_copy(update={"sanity": sanity}),
-            "archive": archive.model_copy(
-                update={"location": anchor(archive.location), "labels": labels, "boxes": boxes, "key": key}
-            ),
+            "run": anchor(configuration.run, folder),
+            "engine": anchor_engine(configuration.engine, folder),
+            "explain": anchor_explain(configuration.explain, folder),
+            "measures": anchor_measures(configuration.measures, folder),
+            "archive": anchor_archive(configuration.archive, folder),
             "model": model.model_copy(update={"classes": classes, "weights": weights, "source": source}),
         }
     )

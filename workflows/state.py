@@ -12,7 +12,7 @@ from typing import Any
 
 from storage.errors import RunError
 from storage.objects import Objects
-from workflows.configuration import Configuration
+from workflows.sections import Section
 
 _KEY = "run.json"
 # Where, by how many and how it is told: none of it changes a byte of the result. Files that are known by their content
@@ -22,7 +22,7 @@ _INDIFFERENT = (
     "model.weights", "model.classes", "model.server", "archive.labels.file", "archive.boxes.file", "explain.atlas",
     "explain.memory.file", "measures.sanity.permuted",
     "run", "engine.address", "engine.workers", "engine.attempts", "engine.spill", "engine.device",
-    "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings",
+    "archive.allowed_rejected", "archive.key", "mlflow", "report", "findings", "training.at_once",
 )  # fmt: skip
 _LIBRARIES = ("lucency", "ray", "torch", "torchvision", "numpy", "pyarrow", "zarr", "pydicom", "nibabel")
 _OPTIONAL = ("onnxruntime", "onnxruntime-gpu", "captum", "scikit-learn")
@@ -50,10 +50,12 @@ def write_state(run: Objects, state: Mapping[str, Any], key: str = _KEY) -> None
     run.put(key, json.dumps(state, indent=2, sort_keys=True).encode())
 
 
-def meaning(configuration: Configuration) -> dict[str, Any]:
-    """The keys of the configuration that decide the result, flat: `explain.map` → value."""
+def meaning(configuration: Section) -> dict[str, Any]:
+    """The keys of a configuration, of an audit or a study, that decide the result, flat: `explain.map` → value."""
     flat = _flatten(configuration.model_dump(mode="json"))
-    kind = configuration.model.source.partition(":")[0]
+    if "models" in flat:  # of a study; their weights are known by what is in them
+        flat["models"] = [{key: value for key, value in model.items() if key != "weights"} for model in flat["models"]]
+    kind = flat.get("model.source", "").partition(":")[0]
     if kind in ("export", "torchscript", "onnx"):
         flat["model.source"] = kind
     return {
@@ -67,22 +69,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_changes(state: Mapping[str, Any], configuration: Configuration, digests: Mapping[str, str]) -> None:
-    """Raise RunError that names what differs between the audit that began this run and the one asked for."""
+def refuse_changes(state: Mapping[str, Any], configuration: Section, digests: Mapping[str, str]) -> None:
+    """Raise RunError that names what differs between what began this run and what is asked for."""
     found = differences(state, configuration, digests)
     if found:
         raise RunError(
-            "this run belongs to another audit:\n"
+            "this run was begun with something else asked for:\n"
             + "\n".join(found)
-            + "\nChoose another `run` directory for the new audit, or undo the change to go on with this one."
+            + "\nChoose another `run` directory for the new one, or undo the change to go on with this."
         )
 
 
 def differences(
-    state: Mapping[str, Any], configuration: Configuration, digests: Mapping[str, str], keys: tuple[str, ...] = ("",)
+    state: Mapping[str, Any], configuration: Section, digests: Mapping[str, str], keys: tuple[str, ...] = ("",)
 ) -> list[str]:
     """What would make work that `state` began come out otherwise now. keys: beginnings of those that have a say."""
-    begun, asked = meaning(Configuration.model_validate(state["configuration"])), meaning(configuration)
+    begun, asked = meaning(type(configuration).model_validate(state["configuration"])), meaning(configuration)
     found = [
         f"  {key}: the run has {begun.get(key)!r}, the configuration says {asked.get(key)!r}"
         for key in sorted(begun.keys() | asked.keys())
@@ -94,6 +96,7 @@ def differences(
         "atlas": "the atlas",
         "memory": "the memory given",
         "permuted": "the weights that learned permuted labels",
+        "starts": "the weights that training begins with",
         "device": "the device",
     }
     found += [
