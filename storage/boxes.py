@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.catalogue import BOXES
+from storage.catalogue import BOXES, labels_seen
 from storage.labels import located, read_lines
 from storage.records import Box
 
@@ -66,13 +66,15 @@ def read_boxes(payload: bytes, columns: BoxColumns) -> list[DrawnBox]:
 
 
 def place_boxes(
-    catalogue: pa.Table, drawn: Sequence[DrawnBox], locations: Collection[str], classes: Collection[str]
+    catalogue: pa.Table, drawn: Sequence[DrawnBox], locations: Collection[str], classes: Collection[str] | None
 ) -> tuple[pa.Table, pa.Table]:
     """The catalogue with the boxes of each first frame, and what was rejected, by REJECTED_BOXES_SCHEMA.
 
     Lines without a box say that somebody looked: their image has (), not None. ``locations`` are all files of the
     archive: what is drawn on one that the catalogue leaves out, as those of another split, is left out like it.
+    ``classes``: labels that boxes may have; None: those that images have.
     """
+    classes = labels_seen(catalogue) if classes is None else classes
     files = located({item.image for item in drawn if item.image is not None}, locations)
     firsts, catalogued = _first_frames(catalogue, set(files.values()))
     placed: dict[int, list[Box]] = {}

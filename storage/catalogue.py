@@ -212,6 +212,11 @@ def readable_count(table: pa.Table) -> int:
     return int(pc.sum(pc.greater_equal(table["row"], 0)).as_py() or 0)
 
 
+def labels_seen(table: pa.Table) -> list[str]:
+    """Every label that an image of the catalogue has, sorted."""
+    return sorted(pc.unique(pc.list_flatten(table["labels"])).to_pylist())
+
+
 def ids_digest(table: pa.Table) -> str:
     """SHA-256 over the ids of a catalogue in their order."""
     hashed = hashlib.sha256()

@@ -21,9 +21,8 @@ from storage.errors import ArchiveError, RunError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
 from storage.tables import read_table, write_table
-from tasks.cams.names import MethodName
 from tasks.profile import Profile
-from workflows.cataloguing import build_catalogue, decode_options, listing_digest, open_archive
+from workflows.cataloguing import BuiltCatalogue, build_catalogue, decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
 from workflows.commits import MapsCommit, ProfileCommit
 from workflows.concepts import write_concepts
@@ -84,12 +83,16 @@ class _Audit:
     model: LoadedModel
     placement: Placement
     progress: Progress
+    given: BuiltCatalogue | None
 
 
-def audit(configuration: Configuration, progress: Progress, folder: str | None = None) -> Outcome:
+def audit(
+    configuration: Configuration, progress: Progress, folder: str | None = None, given: BuiltCatalogue | None = None
+) -> Outcome:
     """Audit the archive, or go on with an audit that was interrupted.
 
-    `folder` is where the configuration file lies. Raises a LucencyError of any kind; the run stays resumable.
+    `folder` is where the configuration file lies; `given`, a catalogue of the archive, or of a part of it, in whose
+    place none is built. Raises a LucencyError of any kind; the run stays resumable.
     """
     run = Objects(configuration.run)
     with hold(run):
@@ -99,7 +102,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
         digests = {
             "configuration": digest(meaning(configuration)),
             "model": digest([model.description.weights_sha256, list(model.description.classes)]),
-            "archive": listing_digest(configuration.archive),
+            "archive": given.listing_sha256 if given else listing_digest(configuration.archive),
             "atlas": model.regions.digest if model.regions else "",
             "memory": model.fitted.sha256 if model.fitted else "",
             "permuted": model.permuted.digest if model.permuted else "",
@@ -112,7 +115,7 @@ def audit(configuration: Configuration, progress: Progress, folder: str | None =
             digests["device"] = placement.device
             if state is not None:
                 refuse_changes(state, configuration, digests)
-            return _go(_Audit(configuration, run, archive, model, placement, progress), state, digests)
+            return _go(_Audit(configuration, run, archive, model, placement, progress, given), state, digests)
 
 
 def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) -> Outcome:
@@ -167,7 +170,7 @@ def _begin(audit: _Audit, digests: dict[str, str]) -> dict[str, Any]:
     """Catalogue the archive, write what the run is, and only then call it begun."""
     configuration, run, model = audit.configuration, audit.run, audit.model
     started = time.monotonic()
-    built = build_catalogue(
+    built = audit.given or build_catalogue(
         configuration.archive,
         shard_images=configuration.engine.shard_images,
         shard_bytes=configuration.engine.shard_bytes,
@@ -266,7 +269,7 @@ def _maps_pass(
     run = audit.run
     created = Ledger(run, "maps-created")
     if 0 not in created.done():
-        create_maps(run, settings.maps, _meanings(settings), {})
+        create_maps(run, settings.maps, settings.meanings, {})
         created.commit(Manifest("maps-created", 0, 0))
     description = audit.model.description
     work = Pass(
@@ -286,16 +289,6 @@ def _maps_pass(
         for row in rows.filter(pc.is_in(rows["id"], pa.array(known))).to_pylist():
             skips[row["shard"]].append(row["id"])
     run_pass(work, run, skips, audit.placement, audit.progress)
-
-
-def _meanings(settings: Settings) -> dict[str, str]:
-    steps = dict.fromkeys(settings.maps.steps, "the map of each iteration, 0 to 1; NaN behind the last")
-    return {str(method): _meaning(method) for method in settings.explain.methods} | steps
-
-
-def _meaning(method: MethodName) -> str:
-    kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "the method's own values, signed"
-    return f"{kind}; principal features only" if method.selected else kind
 
 
 @contextmanager

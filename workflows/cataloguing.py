@@ -94,11 +94,11 @@ def build_catalogue(
     shard_images: int,
     shard_bytes: int,
     progress: Progress,
-    classes: Collection[str] = (),
+    classes: Collection[str] | None = (),
 ) -> BuiltCatalogue:
     """List the archive, read every header in Ray tasks (Ray must be up), and arrange the rows into shards.
 
-    ``classes`` are those of the model: boxes of other labels are rejected.
+    ``classes`` are those of the model, None: those that images are labelled with. Boxes of other labels are rejected.
     Raises ArchiveError for an archive that cannot be listed or is empty, ConfigurationError for label files.
     """
     archive = open_archive(archive_configuration)

@@ -26,6 +26,8 @@ from workflows.regions import read_atlas
 from workflows.requirements import check_before, check_model
 from workflows.rules import rules_of
 
+_STEPS_MEAN = "the map of each iteration, 0 to 1; NaN behind the last"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -148,6 +150,7 @@ class Settings:
     profile: ProfileSettings
     explain: ExplainSettings
     maps: MapsPlan
+    meanings: Mapping[str, str]  # of the maps' arrays
     left_out: tuple[LeftOut, ...] = ()  # measures that were asked for and cannot be had
 
 
@@ -212,7 +215,13 @@ def settle(
         steps,
         tuple(str(method) for method in methods if method.dtype == "float32"),
     )
-    return Settings(profile, settings, maps, tuple(left_out))
+    meanings = {str(method): _meaning(method) for method in methods} | dict.fromkeys(steps, _STEPS_MEAN)
+    return Settings(profile, settings, maps, meanings, tuple(left_out))
+
+
+def _meaning(method: MethodName) -> str:
+    kind = "common scale: P10 -> 0.1, P90 -> 0.9, 1/1" if method.scaled else "the method's own values, signed"
+    return f"{kind}; principal features only" if method.selected else kind
 
 
 def _map_size(explain: Explain, model: ModelDescription) -> tuple[int, ...]:
