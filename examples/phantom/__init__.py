@@ -1,0 +1,1 @@
+"""A controlled archive: synthetic, radiograph-like DICOM images whose findings and boxes are known."""
