@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from workflows.cli import main
 from workflows.configuration import Configuration
+from workflows.study.configuration import Study
 
 REFERENCE = Path(__file__).parent / "reference"
 _COLUMNS = 80  # of the help texts, whatever terminal they are written from
@@ -22,6 +23,15 @@ _CONFIGURATION = """\
 One YAML file describes an audit. Unknown keys and impossible values are refused before anything runs, with the path
 to the key and what was expected. `--set a.b=c` overrides a key. Relative paths are taken from the file's own folder.
 A key without a default must be given.
+"""
+
+_STUDY = """\
+# Configuration of a study
+
+<!-- Written by `make reference` from workflows/study/configuration.py: change it there. -->
+
+One YAML file describes an [imbalance study](../how-to/imbalance.md), by the rules of an
+[audit's](configuration.md). Sections that both have mean the same and are described there.
 """
 
 _COMMANDS = """\
@@ -40,6 +50,11 @@ def configuration_page() -> str:
     return "\n".join([_CONFIGURATION, *_section("", Configuration)])
 
 
+def study_page() -> str:
+    """The sections that only a study's configuration has."""
+    return "\n".join([_STUDY, *_section("", Study, "configuration.md")])
+
+
 def commands_page() -> str:
     """Every command with the help it prints."""
     context = click.Context(main, info_name="lucency", terminal_width=_COLUMNS, **main.context_settings)
@@ -54,10 +69,11 @@ def commands_page() -> str:
 
 def pages() -> dict[str, str]:
     """File names below docs/reference/ and what they hold."""
-    return {"configuration.md": configuration_page(), "commands.md": commands_page()}
+    return {"configuration.md": configuration_page(), "study.md": study_page(), "commands.md": commands_page()}
 
 
-def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
+def _section(path: str, model: type[BaseModel], elsewhere: str = "") -> Iterator[str]:
+    """elsewhere: a page that already has the sections of an audit's configuration."""
     yield f"## {path or 'Top level'}\n"
     if model.__doc__:
         yield f"{model.__doc__.strip().splitlines()[0]}\n"
@@ -66,13 +82,15 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         where = f"{path}.{name}" if path else name
         inner = _inner_model(field.annotation)
-        if inner is not None:
+        shared = bool(elsewhere) and name in Configuration.model_fields
+        if inner is not None and not shared:
             nested.append((where, inner))
         meaning = _cell(field.description or "")
-        yield f"| `{name}` | {_values(field, inner, where)} | {_default(field, inner)} | {meaning} |"
+        values = _values(field, inner, where, elsewhere if shared else "")
+        yield f"| `{name}` | {values} | {_default(field, inner)} | {meaning} |"
     yield ""
     for where, inner in nested:
-        yield from _section(where, inner)
+        yield from _section(where, inner, elsewhere)
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
@@ -82,9 +100,10 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _values(field: FieldInfo, inner: type[BaseModel] | None, where: str) -> str:
+def _values(field: FieldInfo, inner: type[BaseModel] | None, where: str, page: str) -> str:
     if inner is not None:
-        return f"[section](#{where.replace('.', '')})"
+        several = "list of sections" if get_origin(field.annotation) is list else "section"
+        return f"[{several}]({page}#{where.replace('.', '')})"
     bounds = [_bound(item) for item in field.metadata]
     return _cell(" ".join([_type(field.annotation), *filter(None, bounds)]))
 
@@ -124,7 +143,10 @@ def _default(field: FieldInfo, inner: type[BaseModel] | None) -> str:
     if field.is_required():
         return "required"
     if inner is not None:
-        return "none" if field.default is None else ""
+        if field.default_factory is not None:
+            made = field.get_default(call_default_factory=True)
+            return ", ".join(f"`{item.source}`" for item in made)
+        return "none" if field.default is None else _changed(field.default)
     if field.default is None:
         return "none"
     if isinstance(field.default, bool):
@@ -132,6 +154,11 @@ def _default(field: FieldInfo, inner: type[BaseModel] | None) -> str:
     if isinstance(field.default, (list, tuple)):
         return f"`[{', '.join(str(item) for item in field.default)}]`"
     return _cell(f"`{field.default}`")
+
+
+def _changed(section: BaseModel) -> str:
+    """What a section's default says otherwise than the section by itself."""
+    return ", ".join(_cell(f"`{name}: {value}`") for name, value in section.model_dump(exclude_defaults=True).items())
 
 
 def _cell(text: str) -> str:

@@ -4,23 +4,15 @@ import json
 import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from storage.errors import ConfigurationError, LucencyError
+from storage.errors import ConfigurationError
+from workflows.endings import ALARM, DONE, FAILED, command
 from workflows.progress import progress_on
-
-DONE, FAILED, BAD_USAGE, ALARM = 0, 1, 2, 3
-
-_INTERRUPTED = "Interrupted. Finished shards are kept: the same command goes on where this one stopped."
-_ROOMS = ("storage", "tasks", "workflows")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,60 +28,6 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-_Command = Callable[..., int | None]
-
-
-def _command(function: _Command) -> Callable[..., None]:
-    """Turn what a command returns or raises into an exit code and, with --json, a machine's answer."""
-
-    @wraps(function)
-    def run(*arguments: Any, **options: Any) -> None:
-        with _failures(as_json=options.get("as_json", False)):
-            sys.exit(function(*arguments, **options) or DONE)
-
-    return run
-
-
-@contextmanager
-def _failures(*, as_json: bool) -> Iterator[None]:
-    try:
-        yield
-    except ConfigurationError as error:
-        _fail(str(error), BAD_USAGE, as_json=as_json)
-    except LucencyError as error:
-        _fail(str(error), FAILED, as_json=as_json)
-    except KeyboardInterrupt:
-        _fail(_INTERRUPTED, FAILED, as_json=as_json)
-    except click.ClickException:
-        raise
-    except Exception as error:
-        _fail(_unexpected(error), FAILED, as_json=as_json)
-
-
-def _fail(message: str, code: int, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"state": "failed", "error": message, "exit_code": code}))
-    click.echo(f"lucency: {message}", err=True)
-    sys.exit(code)
-
-
-def _unexpected(error: Exception) -> str:
-    """Class and place of a fault in our code. Its text stays out: a library may have put a file's name in it."""
-    if os.environ.get("LUCENCY_TRACEBACK"):
-        return "".join(traceback.format_exception(error)).rstrip()
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_ours(frame.filename)]
-    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return (
-        f"unexpected {type(error).__name__}{place}. This is a fault in Lucency, and the run can be resumed. "
-        "LUCENCY_TRACEBACK=1 shows everything; that may name files of the archive, so read it before you share it."
-    )
-
-
-def _is_ours(filename: str) -> bool:
-    root = Path(__file__).parent.parent
-    return any(Path(filename).is_relative_to(root / room) for room in _ROOMS)
-
-
 _configuration = click.argument("configuration", type=click.Path(path_type=Path, dir_okay=False))
 _set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one key; may be repeated.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
@@ -101,7 +39,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @click.option("--model", default="torchvision:resnet50", show_default=True, help="The classifier, as in model.source.")
 @click.option("--weights", default="weights.pt", show_default=True, help="Its state dict; DEFAULT for torchvision's.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@_command
+@command
 def init(path: Path, archive: str, model: str, weights: str, force: bool) -> None:
     """Write a commented configuration to start from."""
     from workflows.starter import starter
@@ -116,7 +54,7 @@ def init(path: Path, archive: str, model: str, weights: str, force: bool) -> Non
 @_configuration
 @_set
 @_json
-@_command
+@command
 def plan(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what an audit would do and cost. Writes nothing."""
     from workflows.configuration_file import load
@@ -132,7 +70,7 @@ def plan(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> None
 @_configuration
 @_set
 @_json
-@_command
+@command
 def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Audit the archive, or go on with an audit that was interrupted."""
     from workflows.audit import audit as run_audit
@@ -151,7 +89,7 @@ def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int
     click.echo(", ".join(f"{count:,} {name}" for name, count in outcome.counts.items()))
     click.echo(f"Report: {outcome.report}")
     if too_many:
-        click.echo(f"{outcome.rejected_share:.1%} of the images were rejected; allowed are {allowed:.1%}.", err=True)
+        _say_too_many(outcome.rejected_share, allowed)
     return ALARM if too_many else DONE
 
 
@@ -159,7 +97,7 @@ def audit(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int
 @_configuration
 @_set
 @_json
-@_command
+@command
 def fit_memory(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Fit the memory that m-cam needs, or go on with a fit that was interrupted.
 
@@ -184,20 +122,64 @@ def fit_memory(configuration: Path, overrides: tuple[str, ...], as_json: bool) -
     return DONE
 
 
+@main.command("study-imbalance")
+@_configuration
+@_set
+@_json
+@command
+def study_imbalance(configuration: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Train classifiers with losses against imbalance, audit each, and set them beside each other.
+
+    CONFIGURATION describes the study; the same command goes on with one that was interrupted. Exit code 1: a training
+    did not come to its end; the others are compared all the same.
+    """
+    from workflows.study.configuration_file import load_study
+    from workflows.study.study import study
+
+    loaded = load_study(configuration, overrides)
+    with progress_on(sys.stderr, silent=as_json) as progress:
+        outcome = study(loaded, progress, _folder(configuration))
+    too_many = outcome.rejected_share > loaded.archive.allowed_rejected
+    code = FAILED if outcome.failed else ALARM if too_many else DONE
+    if as_json:
+        click.echo(json.dumps({**asdict(outcome), "exit_code": code}, indent=2))
+        return code
+    if outcome.state == "already-done":
+        click.echo("This study was finished before; nothing was done.")
+    click.echo(", ".join(f"{count:,} {name}" for name, count in outcome.counts.items()))
+    for name, reason in outcome.failed.items():
+        click.echo(f"{name}: {reason}", err=True)
+    if too_many:
+        _say_too_many(outcome.rejected_share, loaded.archive.allowed_rejected)
+    click.echo(f"{outcome.trials - len(outcome.failed)} of {outcome.trials} trials compared: {outcome.report}")
+    return code
+
+
 @main.command()
 @_configuration
 @click.option("--address", required=True, metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
+@click.option(
+    "--command",
+    "wanted",
+    type=click.Choice(["audit", "study-imbalance"]),
+    default="audit",
+    show_default=True,
+    help="What CONFIGURATION describes.",
+)
 @_set
 @_json
-@_command
-def submit(configuration: Path, address: str, no_wait: bool, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Run the audit as a job of a Ray cluster; stream its log, return its exit code."""
+@command
+def submit(
+    configuration: Path, address: str, no_wait: bool, wanted: str, overrides: tuple[str, ...], as_json: bool
+) -> int:
+    """Run an audit or a study as a job of a Ray cluster; stream its log, return its exit code."""
     from workflows.configuration_file import load
-    from workflows.submit import submit as submit_audit
+    from workflows.study.configuration_file import load_study
+    from workflows.submit import submit as submit_job
 
-    loaded = load(configuration, overrides)
-    job = submit_audit(loaded, Path(_folder(configuration)), address, wait=not no_wait, say=_to_stderr)
+    loaded = load(configuration, overrides) if wanted == "audit" else load_study(configuration, overrides)
+    job = submit_job(loaded, Path(_folder(configuration)), address, wait=not no_wait, say=_to_stderr)
     if as_json:
         click.echo(json.dumps(asdict(job), indent=2))
     return DONE if job.exit_code is None else job.exit_code
@@ -209,7 +191,7 @@ def submit(configuration: Path, address: str, no_wait: bool, overrides: tuple[st
 @click.option("--log", is_flag=True, help="Also log the run to MLflow, as its configuration says.")
 @click.option("--mlflow", "uri", metavar="URI", help="With --log: this MLflow server instead.")
 @_json
-@_command
+@command
 def report(runs: tuple[str, ...], tables: bool, log: bool, uri: str | None, as_json: bool) -> int:
     """Build report.html of a finished run again.
 
@@ -260,7 +242,7 @@ def report(runs: tuple[str, ...], tables: bool, log: bool, uri: str | None, as_j
 @click.option("--address", metavar="URL", help="Also check this cluster's dashboard, such as http://127.0.0.1:8265.")
 @_set
 @_json
-@_command
+@command
 def doctor(configuration: Path | None, address: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Check this machine, and with CONFIGURATION what the audit needs, and say what to do."""
     from workflows.configuration_file import load
@@ -278,6 +260,10 @@ def doctor(configuration: Path | None, address: str | None, overrides: tuple[str
 
 def _folder(configuration: Path) -> str:
     return str(configuration.resolve().parent)
+
+
+def _say_too_many(share: float, allowed: float) -> None:
+    click.echo(f"{share:.1%} of the images were rejected; allowed are {allowed:.1%}.", err=True)
 
 
 def _to_stderr(text: str) -> None:

@@ -1,4 +1,4 @@
-"""An audit as a job of a Ray cluster: the code and the model travel, the archive stays where it is."""
+"""An audit or a study as a job of a Ray cluster: code and models travel, the archive stays where it is."""
 
 import asyncio
 import importlib.metadata
@@ -18,24 +18,26 @@ from storage.errors import ConfigurationError, LucencyError
 from workflows.configuration import Configuration, Explain, Model
 from workflows.configuration_measures import Measures
 from workflows.job_server import find_token, reach, refuse_unsafe
+from workflows.study.configuration import Architecture, Study
 
 _AUDIT = "audit"  # the folder of the configuration inside what is shipped: apart from the rooms
-_ENTRYPOINT = f"python -m workflows.cli audit {_AUDIT}/audit.yaml"
 _MOST_BYTES = 95 * 1024**2  # the cluster's dashboard takes no package above 100 MiB
 _POLL = 1.0  # seconds between questions after the job's state
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that was taken. state: Ray's word; exit_code: the audit's own, None while it is not known."""
+    """A job that was taken. state: Ray's word; exit_code: the command's own, None while it is not known."""
 
     id: str
     state: str
     exit_code: int | None
 
 
-def submit(configuration: Configuration, folder: Path, address: str, *, wait: bool, say: Callable[[str], None]) -> Job:
-    """Ship the audit to the cluster at `address` and, if `wait`, follow its log to the end.
+def submit(
+    configuration: Configuration | Study, folder: Path, address: str, *, wait: bool, say: Callable[[str], None]
+) -> Job:
+    """Ship an audit or a study to the cluster at `address` and, if `wait`, follow its log to the end.
 
     `folder` holds the configuration file. Raises ConfigurationError, or LucencyError when the cluster lets
     anybody in from another machine, does not take our token, or refuses the job.
@@ -43,11 +45,13 @@ def submit(configuration: Configuration, folder: Path, address: str, *, wait: bo
     server = reach(address)
     refuse_unsafe(server)
     client = _client(server.url)
+    command = "study-imbalance" if isinstance(configuration, Study) else "audit"
+    entrypoint = f"python -m workflows.cli {command} {_AUDIT}/audit.yaml"
     with tempfile.TemporaryDirectory(prefix="lucency-submit-") as staged:
         for note in stage(configuration, folder, Path(staged)):
             say(note)
         try:
-            identifier = client.submit_job(entrypoint=_ENTRYPOINT, runtime_env={"working_dir": staged})
+            identifier = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": staged})
         except (RuntimeError, ConnectionError, ValueError) as error:
             raise LucencyError(f"{server.url} did not take the job: {error}") from error
     say(f"Job {identifier} at {server.url}")
@@ -66,8 +70,8 @@ def submit(configuration: Configuration, folder: Path, address: str, *, wait: bo
     return Job(identifier, str(info.status), code if 0 <= code < 128 else 1)
 
 
-def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]:
-    """Lay out in `target` what the job runs: the rooms, the configuration, the model. Returns notes for the user.
+def stage(configuration: Configuration | Study, folder: Path, target: Path) -> list[str]:
+    """Lay out in `target` what the job runs: the rooms, the configuration, the models. Returns notes for the user.
 
     What belongs to patients (archive, labels, boxes, key) is not copied: the cluster reads it where it is.
     """
@@ -77,11 +81,14 @@ def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]
     _stage_version(target)
     audit = target / _AUDIT
     audit.mkdir()
-    model = _stage_model(configuration.model, folder, audit)
     explain = _stage_memory(_stage_atlas(configuration.explain, audit), audit)
     notes = [_same_place(name) for name in _local(configuration)]
     measures = _stage_permuted(configuration.measures, audit)
-    changes: dict[str, Any] = {"model": model, "explain": explain, "measures": measures}
+    changes: dict[str, Any] = {"explain": explain, "measures": measures}
+    if isinstance(configuration, Study):
+        changes["models"] = [_stage_start(model, folder, audit) for model in configuration.models]
+    else:
+        changes["model"] = _stage_model(configuration.model, folder, audit)
     changes |= {"engine": configuration.engine.model_copy(update={"address": None})}
     if configuration.mlflow.enabled and configuration.mlflow.uri is None:
         changes["mlflow"] = configuration.mlflow.model_copy(update={"enabled": False})
@@ -91,8 +98,8 @@ def stage(configuration: Configuration, folder: Path, target: Path) -> list[str]
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if size > _MOST_BYTES:
         raise ConfigurationError(
-            f"the model is too large to travel with the job ({size / 1e6:.0f} MB; the cluster takes "
-            f"{_MOST_BYTES / 1e6:.0f} MB). Put model.weights on an object store and name its URL."
+            f"the weights are too large to travel with the job ({size / 1e6:.0f} MB; the cluster takes "
+            f"{_MOST_BYTES / 1e6:.0f} MB). Put them on an object store and name their URL."
         )
     return notes
 
@@ -119,6 +126,15 @@ def _stage_model(model: Model, folder: Path, audit: Path) -> Model:
     if kind == "python":
         _copy_code(folder, audit)
     return model.model_copy(update=changes)
+
+
+def _stage_start(model: Architecture, folder: Path, audit: Path) -> Architecture:
+    """As `_stage_model`, of a classifier that is yet to be trained."""
+    if model.source.startswith("python:"):
+        _copy_code(folder, audit)
+    if model.weights in (None, "DEFAULT"):
+        return model
+    return model.model_copy(update={"weights": _copied(f"{model.called}.weights", str(model.weights), audit)})
 
 
 def _stage_atlas(explain: Explain, audit: Path) -> Explain:
@@ -163,10 +179,11 @@ def _copy_code(folder: Path, audit: Path) -> None:
         if path.suffix == ".py":
             shutil.copyfile(path, audit / path.name)
         elif (path / "__init__.py").is_file():
-            shutil.copytree(path, audit / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, audit / path.name, ignore=ignored, dirs_exist_ok=True)
 
 
-def _local(configuration: Configuration) -> list[str]:
+def _local(configuration: Configuration | Study) -> list[str]:
     archive = configuration.archive
     places = {
         "run": configuration.run,

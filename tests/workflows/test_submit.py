@@ -24,6 +24,7 @@ from workflows.cli import main
 from workflows.configuration import Configuration
 from workflows.configuration_file import load
 from workflows.job_server import JobServer, reach, refuse_unsafe
+from workflows.study.configuration_file import load_study
 from workflows.submit import stage
 
 
@@ -105,6 +106,25 @@ class TestStaging:
         configuration = load(_write_audit(tmp_path, engine={"address": "elsewhere:6379"}))
         stage(configuration, tmp_path, tmp_path / "staged")
         assert load(tmp_path / "staged" / "audit" / "audit.yaml").engine.address is None
+
+    def test_a_study_travels_with_the_weights_and_the_code_of_each_classifier(self, tmp_path: Path) -> None:
+        (tmp_path / "start.pt").write_bytes(b"first weights")
+        (tmp_path / "mine.py").write_text("def factory(outputs): ...")
+        tree = {
+            "run": "study",
+            "archive": {"location": "archive", "labels": {"file": "labels.csv"}},
+            "models": [
+                {"source": "python:mine.factory", "weights": None},
+                {"source": "torchvision:resnet18", "weights": "start.pt"},
+            ],
+        }
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree))
+        stage(load_study(tmp_path / "study.yaml"), tmp_path, tmp_path / "staged")
+        staged = load_study(tmp_path / "staged" / "audit" / "audit.yaml")
+        assert "audit/mine.py" in _names(tmp_path / "staged")
+        assert Path(staged.models[1].weights or "").read_bytes() == b"first weights"
+        assert Path(staged.models[1].weights or "").is_relative_to(tmp_path / "staged")
+        assert staged.archive.location == str(tmp_path / "archive")
 
     def test_a_job_without_an_mlflow_server_says_so_and_logs_to_none(
         self, audit: Configuration, tmp_path: Path
