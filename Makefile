@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo ## audit real DICOM files and photographs, print t
 	@$(BIN)/lucency audit $(DEMO)/audit.yaml
 
 test: $(VENV)/.installed-test ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check $(CODE)

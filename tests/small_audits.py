@@ -65,7 +65,7 @@ def write_archive(folder: Path, images: int) -> None:
 
 
 def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **overrides: object) -> Path:
-    """A configuration for the archive in `folder`: shards of 8, two actors, a fixed key. Returns its path."""
+    """A configuration for the archive in `folder`: shards of 8, an actor, a fixed key. Returns its path."""
     torch.manual_seed(7)
     torch.save(DigitsNet().state_dict(), folder / "weights.pt")
     (folder / "slow_digits.py").write_text(_SLOW_MODEL.format(seconds=slow))
@@ -80,7 +80,7 @@ def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **override
         "model": {"source": "python:slow_digits.factory", "weights": "weights.pt"},
         "explain": {"methods": ["grad-cam", "s-grad-cam", "fs-s-grad-cam++"], "targets": "predicted"},
         "measures": {"sanity": {"checks": []}},
-        "engine": {"shard_images": 8, "batch": 4, "workers": 2},
+        "engine": {"shard_images": 8, "batch": 4, "workers": 1},
         "mlflow": {"enabled": False},
     }
     if (folder / "boxes.csv").exists():

@@ -123,7 +123,8 @@ def test_an_audit_whose_server_fails_goes_on_when_it_is_back(audited: tuple[Path
     folder = audited[0].parent
     told = {"outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 10]}]}
     with serving(network(10), extensions=["binary_tensor_data"], model=told, fails_after=60) as server:
-        config = _audit(folder, server.url, run="served", explain={"methods": ["glas", "s-glas"]})
+        few = {"methods": ["glas", "s-glas"]}
+        config = _audit(folder, server.url, run="served", explain=few, engine__workers=2)
         broken = lucency("audit", str(config), folder=folder)
         assert broken.returncode == 1
         assert "the server of model.source does not answer (HTTP 500)" in broken.stderr

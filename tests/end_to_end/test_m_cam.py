@@ -85,7 +85,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_archive(folder, _IMAGES)
     module = _varied(folder)
     (folder / "memory.pt").write_bytes(_fit(module, folder))
-    first = _audit(folder, "first", module)
+    first = _audit(folder, "first", module, engine__workers=2)
     engine = {"shard_images": 16, "batch": 7, "workers": 1}
     return first, _audit(folder, "second", module, engine=engine)
 

@@ -1,4 +1,4 @@
-"""A file that ends the process that decodes it costs only itself."""
+"""An image that ends the process that decodes or explains it costs only itself."""
 
 from pathlib import Path
 
@@ -22,31 +22,6 @@ PngImagePlugin.PngImageFile.load = load
 """
 
 
-def test_a_file_that_kills_its_decoder_costs_only_itself(tmp_path: Path) -> None:
-    write_archive(tmp_path, 20)
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("crash", "yes")
-    Image.new("L", (64, 64)).save(tmp_path / "archive" / "0005-crash.png", pnginfo=marked)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(_CRASHING_DECODER)
-    root = str(Path(__file__).parent.parent.parent)
-    done = lucency(
-        "audit",
-        str(write_audit(tmp_path, engine__attempts=1)),
-        folder=tmp_path,
-        extra={"PYTHONPATH": f"{tmp_path / 'site'}:{root}"},
-    )
-    assert done.returncode == 0, done.stderr
-    rejected = pq.read_table(tmp_path / "run" / "rejected.parquet").to_pylist()
-    catalogue = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "catalogue.parquet").to_pylist()}
-    assert [(catalogue[row["id"]]["private_location"], row["stage"], row["reason"]) for row in rejected] == [
-        ("0005-crash.png", "decode", "the process that decodes it dies")
-    ]
-    explained = set(pq.read_table(tmp_path / "run" / "cases.parquet")["id"].to_pylist())
-    assert len(catalogue) == 21
-    assert explained == set(catalogue) - {rejected[0]["id"]}
-
-
 # Ends the process that works on a marked image: white images where the model sees them, not where they are decoded.
 _CRASHING_MODEL = """
 import os, signal
@@ -64,23 +39,28 @@ def factory():
 
 
 def test_two_images_of_a_shard_that_kill_in_different_ways_cost_only_themselves(tmp_path: Path) -> None:
-    write_archive(tmp_path, 8)
+    write_archive(tmp_path, 18)
     marked = PngImagePlugin.PngInfo()
     marked.add_text("crash", "yes")
     Image.new("L", (64, 64)).save(tmp_path / "archive" / "0001-crash.png", pnginfo=marked)
     Image.new("L", (64, 64), 255).save(tmp_path / "archive" / "0003-white.png")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(_CRASHING_DECODER)
-    config = write_audit(tmp_path, engine__attempts=1, engine__shard_images=16, engine__workers=1)
+    config = write_audit(tmp_path, engine__attempts=1)
     (tmp_path / "slow_digits.py").write_text(_CRASHING_MODEL)
     root = str(Path(__file__).parent.parent.parent)
     done = lucency("audit", str(config), folder=tmp_path, extra={"PYTHONPATH": f"{tmp_path / 'site'}:{root}"})
     assert done.returncode == 0, done.stderr
-    catalogue = pq.read_table(tmp_path / "run" / "catalogue.parquet").to_pylist()
-    names = {row["id"]: row["private_location"] for row in catalogue}
+    catalogue = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "catalogue.parquet").to_pylist()}
+    assert {row["shard"] for row in catalogue.values()} == {0, 1, 2}
     rejected = pq.read_table(tmp_path / "run" / "rejected.parquet").to_pylist()
-    assert sorted((names[row["id"]], row["stage"]) for row in rejected) == [
-        ("0001-crash.png", "decode"),
-        ("0003-white.png", "explain"),
+    killers = [catalogue[row["id"]] for row in rejected]
+    assert sorted((row["private_location"], row["shard"]) for row in killers) == [
+        ("0001-crash.png", 0),
+        ("0003-white.png", 0),
     ]
-    assert pq.read_table(tmp_path / "run" / "cases.parquet").num_rows == 8
+    reasons = {row["stage"]: row["reason"] for row in rejected}
+    assert reasons.keys() == {"decode", "explain"}
+    assert reasons["decode"] == "the process that decodes it dies"
+    explained = set(pq.read_table(tmp_path / "run" / "cases.parquet")["id"].to_pylist())
+    assert explained == catalogue.keys() - {row["id"] for row in rejected}

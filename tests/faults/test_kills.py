@@ -1,6 +1,7 @@
 """An audit that is killed anywhere goes on where it stopped and ends with the same bytes."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,44 +33,53 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(archive: Path) -> dict[str, str]:
     """What an audit leaves when nothing goes wrong; on two workers, where the disturbed ones have one."""
-    done = lucency("audit", str(write_audit(archive, measures=_SANITY, run="undisturbed")), folder=archive)
+    config = write_audit(archive, measures=_SANITY, run="undisturbed", engine__workers=2)
+    done = lucency("audit", str(config), folder=archive)
     assert done.returncode == 0, done.stderr
     return fingerprints(archive / "undisturbed")
 
 
-def test_a_driver_killed_in_each_pass_costs_no_finished_shard_and_no_bit(
+def test_drivers_and_actors_killed_in_each_pass_cost_no_finished_shard_no_image_and_no_bit(
     archive: Path, undisturbed: dict[str, str]
 ) -> None:
-    run = archive / "driver"
-    committed: dict[Path, int] = {}
-    for stage in ("profile", "maps"):
-        slow = write_audit(archive, measures=_SANITY, run="driver", slow=0.15, engine__workers=1)
-        process = start_lucency("audit", str(slow), folder=archive)
-        wait_for_manifests(run, stage, 2, process)
-        kill(process)
-        assert len(list((run / ".ledger" / stage).glob("*.json"))) < _SHARDS
-        manifests = [path for path in (run / ".ledger").rglob("*.json") if "lock" not in path.parts]
-        assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
-        committed = {path: path.stat().st_mtime_ns for path in manifests}
-    resumed = lucency(
-        "audit", str(write_audit(archive, measures=_SANITY, run="driver", engine__workers=1)), folder=archive
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert all(path.stat().st_mtime_ns == moment for path, moment in committed.items())
+    """Each driver but the last is killed; the second and the last go on although their only actor is."""
+    run = archive / "disturbed"
+    slow = write_audit(archive, measures=_SANITY, run="disturbed", slow=0.15)
+    first = start_lucency("audit", str(slow), folder=archive)
+    wait_for_manifests(run, "profile", 2, first)
+    kill(first)
+    finished = _finished(run, "profile")
+
+    second = start_lucency("audit", str(slow), folder=archive)
+    _kill_an_actor(run, "profile", second)
+    wait_for_manifests(run, "maps", 2, second)
+    kill(second)
+    finished = _finished(run, "maps") | finished  # of what was done before, the moment of then
+
+    last = start_lucency("audit", str(slow), folder=archive)
+    _kill_an_actor(run, "maps", last)
+    assert last.wait(timeout=240) == 0, (archive / "log").read_text()
+    assert all(path.stat().st_mtime_ns == moment for path, moment in finished.items())
     assert differing(run, undisturbed) == []
 
 
-def test_an_actor_killed_in_each_pass_costs_no_image_and_no_bit(archive: Path, undisturbed: dict[str, str]) -> None:
-    slow = write_audit(archive, measures=_SANITY, run="actor", slow=0.15, engine__workers=1)
-    process = start_lucency("audit", str(slow), folder=archive)
-    for stage in ("profile", "maps"):
-        manifests = wait_for_manifests(archive / "actor", stage, 1, process)
-        assert len(manifests) < _SHARDS  # the actor has work left
-        victims = model_actors(process, stage)
-        assert victims
-        victims[0].kill()
-    assert process.wait(timeout=240) == 0, (archive / "log").read_text()
-    assert differing(archive / "actor", undisturbed) == []
+def _finished(run: Path, stage: str) -> dict[Path, int]:
+    """All manifests while a stage is not done, with the moment each was written."""
+    assert 0 < _committed(run, stage) < _SHARDS
+    manifests = [path for path in (run / ".ledger").rglob("*.json") if "lock" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in manifests}
+
+
+def _committed(run: Path, stage: str) -> int:
+    return len(list((run / ".ledger" / stage).glob("*.json")))
+
+
+def _kill_an_actor(run: Path, stage: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until this driver has committed a shard of the stage, and kill the actor that has the others to do."""
+    before = _committed(run, stage)
+    assert before < len(wait_for_manifests(run, stage, before + 1, process)) < _SHARDS
+    (victim,) = model_actors(process, stage)
+    victim.kill()
 
 
 def test_a_finished_run_says_so_and_does_nothing(archive: Path, undisturbed: dict[str, str]) -> None:
