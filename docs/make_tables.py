@@ -6,7 +6,6 @@ canvases.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from docs.tables_on_pages import put_table
 from examples.digits.make import make
 
 _DOCS = Path(__file__).parent
@@ -108,26 +108,8 @@ def tables_of(out: Path) -> dict[str, Path]:
 
 def write(out: Path) -> None:
     """Put the tables into the page, between the marks of each."""
-    FIGURES.mkdir(exist_ok=True)
-    text = PAGE.read_text(encoding="utf-8")
     for name, folder in tables_of(out).items():
-        for ending in ("csv", "txt"):
-            shutil.copyfile(folder / f"{name}.{ending}", FIGURES / f"{name}.{ending}")
-        begin, end = marks(name)
-        before, rest = text.split(begin)
-        text = f"{before}{begin}{block(name)}{end}{rest.split(end)[1]}"
-    PAGE.write_text(text, encoding="utf-8")
-
-
-def block(name: str) -> str:
-    """A table as it stands between its marks."""
-    table = (FIGURES / f"{name}.txt").read_text(encoding="utf-8").strip("\n")
-    return f"\n```text\n{table}\n```\n\n"
-
-
-def marks(name: str) -> tuple[str, str]:
-    """What stands before and behind a table on the page."""
-    return f"<!-- table {name}: written by docs.make_tables -->\n", f"<!-- end of {name} -->\n"
+        put_table(PAGE, FIGURES, name, folder)
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from docs.make_tables import FIGURES, PAGE, audits, block, marks
+from docs.make_tables import FIGURES, PAGE, audits
+from docs.tables_on_pages import between_marks, block, marks
 from workflows.configuration import check
 from workflows.report.papers import paper_tables
 
@@ -19,8 +20,7 @@ def test_there_are_thirteen_tables() -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_the_page_shows_the_table_that_lies_beside_it(name: str) -> None:
-    begin, end = marks(name)
-    assert PAGE.read_text(encoding="utf-8").split(begin)[1].split(end)[0] == block(name)
+    assert between_marks(PAGE, name) == block(FIGURES, name)
 
 
 @pytest.mark.parametrize("name", _NAMES)
