@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +12,10 @@ from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Rejection
 from storage.tables import concatenate, each_group, from_bytes, read_table, table_schema, write_table
-from tasks.cams.names import MEMORY_METHODS, MethodName
 from tasks.explain import ExplainSettings
 from workflows.aggregates import border_attention
-from workflows.cases import MEMORY_LOGIT, TABLES, measure_columns, sum_columns
+from workflows.case_metrics import case_metrics, map_metrics
+from workflows.cases import TABLES, measure_columns
 from workflows.configuration import Configuration
 from workflows.judging import unmeasured
 from workflows.metrics import (
@@ -26,12 +24,8 @@ from workflows.metrics import (
     Patients,
     Row,
     accuracies,
-    agreement,
-    answers,
     attention,
-    by_class,
     concepts,
-    judged,
     row,
 )
 from workflows.models import ModelDescription
@@ -43,7 +37,6 @@ from workflows.sanity_results import sanity_metrics
 from workflows.survey import ArchiveFacts
 
 _MEMORY = "m-cam"
-_COLUMNS_AT_ONCE = 4  # of measures: they and their sums by class and group of patients are held
 
 
 def finish_tables(
@@ -77,8 +70,8 @@ def finish_tables(
     patients = Patients.read(run, configuration.measures)
     ranked, left = _performance(run, configuration, model, patients, each=on_ray)
     metrics = [
-        *_of_cases(run, schema, model.classes, patients, each=on_ray),
-        *_of_maps(run, measure_columns(schema), model.classes, patients, each=on_ray),
+        *case_metrics(run, schema, model.classes, patients, each=on_ray),
+        *map_metrics(run, measure_columns(schema), model.classes, patients, each=on_ray),
         *ranked,
         *_of_images(run, model.classes, patients),
         *_attention(run, settings, model.classes, configuration.explain.border, patients),
@@ -103,40 +96,6 @@ def _join(run: Objects, ledger: Ledger, manifests: Mapping[int, Manifest], table
         return
     parts = (from_bytes(ledger.output(shard, table)) for shard in shards)
     concatenate(run, table, parts, from_bytes(ledger.output(shards[0], table)).schema)
-
-
-def _of_cases(
-    run: Objects, schema: pa.Schema, class_names: Sequence[str], patients: Patients, *, each: Each = map
-) -> Iterator[Row]:
-    """What the model says of the cases, and how maps follow their logits."""
-    cases = read_table(run, "cases.parquet", ["row", "class", "logit", "probability", "label", "predicted"])
-    yield from answers(cases, class_names, patients)
-    del cases
-    yield from chain.from_iterable(each(partial(_agreement, run, class_names, patients), sum_columns(schema)))
-
-
-def _agreement(run: Objects, class_names: Sequence[str], patients: Patients, method: str) -> list[Row]:
-    """How the maps of one method follow the logit that they explain: in M-CAM's case another classifier's."""
-    remembered = MethodName.parse(method.rpartition(".")[0]).base in MEMORY_METHODS
-    names = ["row", "class", MEMORY_LOGIT if remembered else "logit", method]
-    rows, classes, logits, sums = (
-        column.to_numpy() for column in read_table(run, "cases.parquet", names).select(names)
-    )
-    groups = list(by_class(classes, class_names))
-    return list(agreement(method, groups, logits, sums, patients.groups[rows], bootstrap=patients.bootstrap))
-
-
-def _of_maps(
-    run: Objects, columns: Sequence[str], class_names: Sequence[str], patients: Patients, *, each: Each = map
-) -> Iterator[Row]:
-    """The measures of maps, some columns at a time."""
-    parts = [columns[start : start + _COLUMNS_AT_ONCE] for start in range(0, len(columns), _COLUMNS_AT_ONCE)]
-    yield from chain.from_iterable(each(partial(_judged, run, class_names, patients), parts))
-
-
-def _judged(run: Objects, class_names: Sequence[str], patients: Patients, columns: Sequence[str]) -> list[Row]:
-    cases = read_table(run, "cases.parquet", ["row", "class", *columns])
-    return list(judged(cases, columns, class_names, patients))
 
 
 def _performance(

@@ -18,11 +18,11 @@ from tasks.memory import Memory
 from tasks.methods import Method, RglasMap, in_millimetres
 from tasks.profile import ProfileSettings
 from tasks.search_points import Field
+from workflows.atlas import read_atlas
 from workflows.configuration import Configuration, Explain
 from workflows.fitted import FittedMemory, fetch_memory
 from workflows.judging import LeftOut, measures_of
 from workflows.models import ModelDescription, ModelPackage, build_classifier, describe, fetch_model, fetch_permuted
-from workflows.regions import read_atlas
 from workflows.requirements import check_before, check_model
 from workflows.rules import rules_of
 

@@ -11,10 +11,11 @@ from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.tables import read_table, to_bytes, write_table
 from tasks.measures.intervals import Bootstrap
+from workflows.case_metrics import case_metrics, map_metrics
 from workflows.configuration import Configuration
 from workflows.metrics import Patients
 from workflows.models import ModelDescription
-from workflows.results import _join, _leave_out, _of_cases, _of_images, _of_maps, _performance
+from workflows.results import _join, _leave_out, _of_images, _performance
 
 
 def patients(count: int) -> Patients:
@@ -39,7 +40,7 @@ def test_a_map_is_compared_with_the_logit_that_it_explains(tmp_path: Path) -> No
     )
     run = Objects(str(tmp_path))
     write_table(run, "cases.parquet", cases)
-    rows = list(_of_cases(run, cases.schema, ("cat",), patients(4)))
+    rows = list(case_metrics(run, cases.schema, ("cat",), patients(4)))
     assert {row["method"] for row in rows} == {
         "model", "grad-cam.raw", "fs-grad-cam.tanh", "m-cam.raw", "fs-m-cam.individual",
     }  # fmt: skip
@@ -108,7 +109,9 @@ def test_measures_of_maps_are_read_from_the_table_of_all_cases_some_columns_at_a
     names = [f"{method}.{column}" for method in ("grad-cam", "gradient") for column in ("drop", "inverse", "iobb")]
     values = {name: np.arange(4) + place for place, name in enumerate(names)}
     write_table(run, "cases.parquet", pa.table({"row": range(4), "class": np.array([0, 1, 1, 1], np.int32), **values}))
-    rows = {(row["method"], row["class"], row["measure"]): row for row in _of_maps(run, names, ("a", "b"), patients(4))}
+    rows = {
+        (row["method"], row["class"], row["measure"]): row for row in map_metrics(run, names, ("a", "b"), patients(4))
+    }
     assert len(rows) == 3 * len(names)
     assert rows["grad-cam", "(all)", "average drop"]["value"] == 150.0
     assert rows["gradient", "b", "iobb"]["value"] == 7.0

@@ -7,8 +7,8 @@ import pytest
 
 from examples.volumes.make import REGIONS, SHAPE, SPACING, make, nifti
 from storage.errors import ConfigurationError
+from workflows.atlas import read_atlas
 from workflows.configuration import Atlas
-from workflows.regions import read_atlas
 
 
 @pytest.fixture(scope="module")
