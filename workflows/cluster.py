@@ -17,8 +17,15 @@ import workflows
 from storage.errors import ConfigurationError, LucencyError
 from workflows.configuration import Engine
 
-# Sent to every worker too: an audit reports to nobody but the people who run it.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
+_ENVIRONMENT = {  # sent to every worker too
+    # An audit reports to nobody but the people who run it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",
+    # It would be a process for each group of training workers, to tell them that their machine will go. Every epoch is
+    # kept as it is.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ def ray_cluster(engine: Engine, state: Path) -> Iterator[Placement]:
     Raises LucencyError when no cluster answers, ConfigurationError when it cannot give what was asked for.
     """
     _guard_rooms()
-    os.environ.update(_QUIET)
+    os.environ.update(_ENVIRONMENT)
     if ray.is_initialized():
         yield place(engine)
         return
@@ -77,7 +84,7 @@ def place(engine: Engine) -> Placement:
 def _start(engine: Engine, spill: Path) -> None:
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
     address = engine.address or ("auto" if inside_job else "local")
-    environment: dict[str, Any] = {"env_vars": {**_QUIET, **_python_path()}}
+    environment: dict[str, Any] = {"env_vars": {**_ENVIRONMENT, **_python_path()}}
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": environment}
     if address == "local":
         spill.mkdir(parents=True, exist_ok=True, mode=0o700)
