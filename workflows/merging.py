@@ -2,6 +2,7 @@
 
 Float sums depend on the order of addition. The tree takes shards in their order, `_ARITY` at a time, so the
 result is the same to the bit whoever computed the shards, in whichever order and after however many interruptions.
+The root is merged by the caller, who wants it, and who alone merges what a few shards left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,30 +35,36 @@ def merge_tree(run: Objects, stage: str, suffix: str, shards: Sequence[int], kin
 
     Raises RunError where an output was changed since.
     """
+    if len(shards) <= _ARITY:
+        return merged(_committed(run, stage, suffix, shards, kind))
     level = [_merge_committed.remote(run, stage, suffix, list(shards[i : i + _ARITY]), kind) for i in _steps(shards)]
-    while len(level) > 1:
+    while len(level) > _ARITY:
         level = [_merge.remote(kind, *level[i : i + _ARITY]) for i in _steps(level)]
-    return kind.from_bytes(ray.get(level[0]))
+    return merged(kind.from_bytes(ray.get(partial)) for partial in level)
 
 
 def _steps(items: Sequence[Any]) -> range:
     return range(0, len(items), _ARITY)
 
 
+def _committed(run: Objects, stage: str, suffix: str, shards: Sequence[int], kind: type[R]) -> Iterator[R]:
+    ledger = Ledger(run, stage)
+    return (kind.from_bytes(ledger.output(shard, suffix)) for shard in shards)
+
+
 @ray.remote(num_cpus=0.1)
 def _merge_committed(run: Objects, stage: str, suffix: str, shards: list[int], kind: type[Reduction]) -> bytes:
-    ledger = Ledger(run, stage)
-    return merged(kind.from_bytes(ledger.output(shard, suffix)) for shard in shards)
+    return merged(_committed(run, stage, suffix, shards, kind)).to_bytes()
 
 
 @ray.remote(num_cpus=0.1)
 def _merge(kind: type[Reduction], *partials: bytes) -> bytes:
-    return merged(kind.from_bytes(partial) for partial in partials)
+    return merged(kind.from_bytes(partial) for partial in partials).to_bytes()
 
 
-def merged(parts: Iterator[R]) -> bytes:
+def merged(parts: Iterator[R]) -> R:
     """Merge from left to right, holding two at a time."""
     total = next(parts)
     for part in parts:
         total = total.merge(part)
-    return total.to_bytes()
+    return total
