@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -139,28 +140,30 @@ def wait_for_manifests(run: Path, stage: str, count: int, process: "subprocess.P
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End the driver the hard way. Ray's reaper ends its raylet and with it the workers; its agents go later."""
+    """End the driver the hard way. Ray's reaper ends its raylet and with it the workers; its agents stay for long."""
     family = psutil.Process(process.pid).children(recursive=True)
+    agents = [child for child in family if title(child).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=15)
-    for left_behind in alive:
-        left_behind.kill()
-    psutil.wait_procs(alive, timeout=15)
+    _, alive = psutil.wait_procs([child for child in family if child not in agents], timeout=15)
+    for left_behind in [*alive, *agents]:
+        with suppress(psutil.NoSuchProcess):
+            left_behind.kill()
+    psutil.wait_procs([*alive, *agents], timeout=15)
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def model_actors(process: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
     """The driver's actors that hold a model in a pass, by the title that Ray gives them."""
     worker = {"profile": "ProfileWorker", "maps": "ExplainWorker"}[stage]
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            title = " ".join(child.cmdline())
-        except psutil.Error:
-            continue
-        if title.startswith(f"ray::MapWorker(MapBatches({worker})"):
-            found.append(child)
-    return found
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if title(child).startswith(f"ray::MapWorker(MapBatches({worker})")]
 
 
 def fingerprints(run: Path) -> dict[str, str]:

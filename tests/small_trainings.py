@@ -2,11 +2,13 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from storage.objects import Objects
 from tasks.augmentation import Augment
 from tasks.losses import LossSettings
 from tasks.training import Course
+from tests.small_audits import title
 from workflows.cluster import ray_cluster
 from workflows.configuration import Engine, Tracking
 from workflows.progress import Progress, SilentProgress
@@ -153,6 +156,33 @@ def trained(plans: list[TrialPlan], progress: Progress | None = None, **keys: An
         return train_trials(
             plans, placement=placement, progress=progress or SilentProgress(), tracking=tracking, **options
         )
+
+
+class KillingWorkers(SilentProgress):
+    """Ends Ray Train's workers below this process as soon as it is told of an epoch of theirs that is not the last.
+
+    first: the manifest of an epoch that lies behind; moments: when it was written, looked at with every word of epochs;
+    victims: who was ended.
+    """
+
+    def __init__(self, stage: str, epochs: int, first: Path) -> None:
+        self._stage = stage
+        self._left = epochs
+        self._first = first
+        self.moments: set[int] = set()
+        self.victims: list[int] = []
+
+    def advance(self, stage: str, count: int = 1) -> None:
+        if stage != self._stage or not count:
+            return
+        self._left -= count
+        self.moments.add(self._first.stat().st_mtime_ns)
+        if not self.victims and self._left:
+            for child in psutil.Process().children(recursive=True):
+                if "TrainWorker" in title(child):
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+                        self.victims.append(child.pid)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -19,7 +18,7 @@ from storage.catalogue import shard_images
 from storage.objects import Objects
 from storage.tables import write_table
 from tests.small_audits import environment, kill
-from tests.small_trainings import IMAGES, SHARD, STORED, drawn, plan, trained, write_images
+from tests.small_trainings import IMAGES, SHARD, STORED, KillingWorkers, drawn, plan, trained, write_images
 from workflows.cataloguing import build_catalogue
 from workflows.cluster import ray_cluster
 from workflows.configuration import Archive, Engine, Tracking
@@ -147,35 +146,30 @@ def test_two_workers_train_one_classifier(folder: Path, caplog: pytest.LogCaptur
         assert theirs == pytest.approx(mine, rel=1e-4)
 
 
-def test_a_worker_killed_in_mid_training_is_replaced_and_costs_no_bit(
+def test_a_driver_and_a_worker_killed_in_mid_training_cost_no_bit(
     folder: Path, together: dict[str, str | None]
 ) -> None:
-    asked = plan(folder, "worker", source="slow_network")
-    killing = _Killing()
-    assert trained([asked], killing) == {"worker": None}
-    assert killing.victims
-    assert weights(asked) == weights(plan(folder, "undisturbed"))
-
-
-def test_a_driver_killed_in_mid_training_costs_no_bit(folder: Path, together: dict[str, str | None]) -> None:
+    """The driver is killed behind its first epoch, and the worker behind the first of those that are left."""
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.small_trainings", str(folder), "driver"],
+            [sys.executable, "-m", "tests.small_trainings", str(folder), "killed"],
             cwd=folder,
             env=environment(),
             stdout=log,
             stderr=log,
             text=True,
         )
-    asked = plan(folder, "driver")
+    asked = plan(folder, "killed", source="slow_network")
     try:
-        first = _first_epoch(folder / "trials/driver", process)
+        first = _first_epoch(folder / "trials/killed", process)
     finally:
         kill(process)
     assert conclusion(asked) is None
     moment = first.stat().st_mtime_ns
-    assert trained([asked]) == {"driver": None}
-    assert first.stat().st_mtime_ns == moment  # the finished epoch is not done again
+    killing = KillingWorkers("training", 3, first)
+    assert trained([asked], killing) == {"killed": None}
+    assert killing.victims
+    assert killing.moments == {moment}  # the finished epoch is not done again
     assert weights(asked) == weights(plan(folder, "undisturbed"))
 
 
@@ -187,24 +181,3 @@ def _first_epoch(trial: Path, process: "subprocess.Popen[str]") -> Path:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return first
-
-
-class _Killing(SilentProgress):
-    """Ends the workers when the first epoch is told of."""
-
-    def __init__(self) -> None:
-        self.victims: list[int] = []
-
-    def advance(self, stage: str, count: int = 1) -> None:
-        if stage == "training" and count and not self.victims:
-            for child in psutil.Process().children(recursive=True):
-                if "TrainWorker" in _title(child):
-                    self.victims.append(child.pid)
-                    child.kill()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

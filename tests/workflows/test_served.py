@@ -84,6 +84,7 @@ class TestServed:
             assert torch.equal(answers(classifier, some_images()), network()(some_images()))
             assert server.faults == []
 
+    @pytest.mark.usefixtures("no_patience")
     @pytest.mark.parametrize("status", [500, 503])
     def test_a_server_that_fails_ends_the_run_and_not_an_image(self, status):
         with serving(network()) as server:
@@ -94,6 +95,7 @@ class TestServed:
         assert not isinstance(fault.value, ModelError)
         assert "PatientSecret" not in str(fault.value)
 
+    @pytest.mark.usefixtures("no_patience")
     def test_a_server_that_is_gone_ends_the_run_and_not_an_image(self):
         with serving(network()) as server:
             classifier = built(server.url)
