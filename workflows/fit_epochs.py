@@ -9,14 +9,14 @@ from workflows.cluster import Placement
 from workflows.curves import Curves
 from workflows.fit_worker import Lesson, fit_on_worker
 from workflows.progress import Progress
-from workflows.training.epochs import STAGE, Watch, last_state, told
+from workflows.training.epochs import STAGE, Watch, failure, last_state, told
 from workflows.training.ray_train import Group, half_the_cores, run_group
 
 
 def run_epochs(
     lesson: Lesson, workers: int, attempts: int, *, placement: Placement, progress: Progress, curves: Curves
-) -> Fitting:
-    """Run the epochs that are left; returns the fit at its end.
+) -> Fitting | None:
+    """Run the epochs that are left; returns the fit at its end, None where it was given up.
 
     attempts: how often the workers are started before a fault ends the fit. Raises LucencyError.
     """
@@ -28,6 +28,8 @@ def run_epochs(
         state = last_state(ledger)
         if state is None or not _resumed(lesson, state).done:
             run_group(group, fit_on_worker, {"lesson": ray.put(lesson)})
+    if failure(lesson.run) is not None:
+        return None
     state = last_state(ledger)
     if state is None:
         raise LucencyError("the fit of the memory ended before its first epoch. Ray's logs say more.")

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from storage.arrays import create_features, delete_features
-from storage.errors import ConfigurationError, LucencyError, RunError
+from storage.errors import ConfigurationError, LucencyError, ModelError, RunError
 from storage.ledger import Ledger, Manifest, hold
 from storage.objects import Objects
 from storage.records import Note
@@ -20,7 +20,7 @@ from tasks.fitting import Fitting
 from workflows.cataloguing import decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
 from workflows.configuration import Configuration
-from workflows.curves import Curves
+from workflows.curves import Curves, Ending
 from workflows.features import STAGE as FEATURES
 from workflows.features import Examples, FeatureCommit, FeatureSettings, FeatureWorker, read_examples
 from workflows.fit_epochs import run_epochs
@@ -43,6 +43,7 @@ from workflows.shards import ShardReader
 from workflows.state import differences, digest, now, read_state, state_folder, versions, write_state
 from workflows.survey import FACTS_COLUMNS, LoadedModel, load_model
 from workflows.training.epochs import STAGE as EPOCHS
+from workflows.training.epochs import failure, figures_of, forget_checkpoints
 from workflows.work import Pass
 
 _STATE = "fit.json"
@@ -171,25 +172,21 @@ def fit_memory(
 ) -> FittedMemory:
     """The fitted memory of a run, fitted now as far as it was not before.
 
-    Raises ConfigurationError where too little is left to learn from, LucencyError where a worker or a store fails.
+    Raises ConfigurationError where too little is left to learn from, ModelError where it diverges or did so before,
+    LucencyError where a worker or a store fails.
     """
     run, fitted = fit.run, Ledger(fit.run, _FITTED)
     curves = Curves(run, configuration.mlflow, fit.state["created"], name="memory")
-    if 0 not in fitted.done():
-        examples = _features(configuration, model, fit, placement, progress)
-        lesson = _lesson(configuration, model, fit, placement, examples)
-        fitting = run_epochs(
-            lesson,
-            fit.state["workers"],
-            configuration.engine.attempts,
-            placement=placement,
-            progress=progress,
-            curves=curves,
-        )
-        data = to_bytes(fitting.best(), _about(fitting, lesson, model))
-        name = from_bytes(data).name
-        run.put(name, data)
-        fitted.commit(Manifest(_FITTED, 0, len(examples), notes=(Note(name),)))
+    if 0 not in fitted.done() and failure(run) is None:
+        _fit(configuration, model, fit, placement, progress, curves)
+    diverged = failure(run)
+    if diverged is not None:
+        ledger = Ledger(run, EPOCHS)
+        history = [figures_of(ledger, epoch) for epoch in ledger.shards()]
+        curves.finish(Ending(history, None, tags={"lucency.failed": diverged}))
+        delete_features(run)
+        forget_checkpoints(run)
+        raise ModelError(diverged)
     found = _read_fitted(run, fitted.done()[0].notes[0].text)
     if fit.state["state"] != "done" or (configuration.mlflow.enabled and fit.state["mlflow"] is None):
         write_state(run, fit.state | {"state": "done", "mlflow": curves.finish(ending_of(found))}, _STATE)
@@ -198,6 +195,33 @@ def fit_memory(
     run.delete(f".ledger/{EPOCHS}")
     run.sweep(f".ledger/{EPOCHS}")
     return found
+
+
+def _fit(
+    configuration: Configuration,
+    model: LoadedModel,
+    fit: Fit,
+    placement: Placement,
+    progress: Progress,
+    curves: Curves,
+) -> None:
+    """Keep the file, and say so, unless the fit diverges."""
+    run = fit.run
+    examples = _features(configuration, model, fit, placement, progress)
+    lesson = _lesson(configuration, model, fit, placement, examples)
+    fitting = run_epochs(
+        lesson,
+        fit.state["workers"],
+        configuration.engine.attempts,
+        placement=placement,
+        progress=progress,
+        curves=curves,
+    )
+    if fitting is not None:
+        data = to_bytes(fitting.best(), _about(fitting, lesson, model))
+        name = from_bytes(data).name
+        run.put(name, data)
+        Ledger(run, _FITTED).commit(Manifest(_FITTED, 0, len(examples), notes=(Note(name),)))
 
 
 def _read_fitted(run: Objects, name: str) -> FittedMemory:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from storage.arrays import open_features
-from storage.errors import LucencyError
+from storage.errors import LucencyError, ModelError
 from storage.ledger import Ledger
 from storage.objects import Objects
 from tasks.classifier import Classifier
@@ -25,7 +25,7 @@ from workflows.features import Examples
 from workflows.images import Images
 from workflows.models import ModelPackage, build_classifier
 from workflows.shards import ShardReader
-from workflows.training.epochs import STAGE, commit_epoch, last_state, together_of
+from workflows.training.epochs import STAGE, commit_epoch, give_up, last_state, together_of
 from workflows.workers import repeatable
 
 _READERS = 4  # images of a batch that are read at once
@@ -56,7 +56,8 @@ class Lesson:
 def fit_on_worker(config: dict[str, Any]) -> None:
     """Ray Train's loop on each worker. config: `lesson`, a reference to the Lesson.
 
-    After every epoch the first worker commits a checkpoint. A worker that begins goes on from the last one.
+    After every epoch the first worker commits a checkpoint. A worker that begins goes on from the last one. A loss that
+    is no number any more ends the fit with that reason, and no worker tries it again.
     """
     lesson: Lesson = ray.get(config["lesson"])
     context = ray.train.get_context()
@@ -72,7 +73,13 @@ def fit_on_worker(config: dict[str, Any]) -> None:
         epoch = len(fitting.history)
         batches = epoch_batches(shards, batch=recipe.batch, mixed=recipe.mixed, seed=recipe.seed, epoch=epoch)
         loss = _learn(fitting, feed, batches, rank, workers)
-        fitting.end_epoch(loss, _judge(fitting, feed, rank, workers).together(together))
+        judged = _judge(fitting, feed, rank, workers).together(together)
+        try:
+            fitting.end_epoch(loss, judged)
+        except ModelError as error:  # raised by all workers alike: they judge what they have in sum
+            if rank == 0:
+                give_up(lesson.run, str(error))
+            return
         if rank == 0:
             commit_epoch(ledger, epoch, len(lesson.learned), fitting.to_state(), fitting.history[-1])
         ray.train.report({"epoch": epoch})  # the workers wait for each other: none is a checkpoint ahead

@@ -2,17 +2,25 @@
 
 import csv
 import json
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import ConfigurationError, LucencyError, ModelError, RunError
-from tests.small_audits import environment, kill, lucency, start_lucency, wait_for_manifests, write_archive, write_audit
+from tests.small_audits import (
+    environment,
+    kill,
+    lucency,
+    start_lucency,
+    wait_for_manifests,
+    write_archive,
+    write_audit,
+)
+from tests.small_trainings import KillingWorkers
+from workflows.audit import audit
 from workflows.cluster import ray_cluster
 from workflows.configuration import Engine
 from workflows.configuration_file import load
@@ -24,7 +32,8 @@ from workflows.progress import SilentProgress
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 _IMAGES, _TRAIN = 64, 48
-_MEMORY = {"slots": 12, "epochs": 3, "batch": 16, "rate": 0.01}
+_EPOCHS = 4
+_MEMORY = {"slots": 12, "epochs": _EPOCHS, "batch": 16, "rate": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,7 @@ def test_it_learns_from_the_labelled_images_of_the_split_and_loses_none(
     assert [row["stage"] for row in rejected] == ["decode"]
     assert outcome.learned + outcome.held_out == _TRAIN - 2  # one has no label
     assert memory.about.learned == outcome.learned
-    assert [sorted(row) for row in memory.about.history] == [sorted(memory.about.history[0])] * 3
+    assert [sorted(row) for row in memory.about.history] == [sorted(memory.about.history[0])] * _EPOCHS
     losses = [row["held-out.loss"] for row in memory.about.history]
     assert losses[-1] < losses[0]
     assert losses[memory.about.best_epoch] == min(losses)
@@ -131,10 +140,6 @@ def test_a_memory_that_is_gone_or_changed_is_refused(archive: Path, plain: tuple
         file.write_bytes(data)
 
 
-def test_another_seed_gives_another_memory(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
-    assert fitted(archive, "seed", seed=1)[1].sha256 != plain[1].sha256
-
-
 def test_two_workers_reach_the_same_losses(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
     shared = fitted(archive, "shared", workers=2)[1].about.history
     for mine, theirs in zip(plain[1].about.history, shared, strict=True):
@@ -155,14 +160,28 @@ def test_features_computed_anew_are_the_cached_ones(
         assert theirs == pytest.approx(mine, rel=1e-4)
 
 
-def test_a_fit_that_diverges_says_which_key_may_help(archive: Path, cluster: None) -> None:
+def test_a_fit_that_diverges_ends_at_once_and_says_which_key_may_help(
+    archive: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archive)
+    monkeypatch.delattr("workflows.training.ray_train.cause_of")  # no worker fails: it would be begun anew
+    folder, asked = archive / "diverged/memory", {"rate": 1e30, "tracking": {"experiment": "diverging"}}
     with pytest.raises(ModelError, match=r"the fit diverged.*explain\.memory\.rate than 1e\+30"):
-        fitted(archive, "diverged", rate=1e30)
-    assert not list((archive / "diverged/memory").glob("memory-*.pt"))
+        fitted(archive, "diverged", **asked)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [".ledger", "catalogue.parquet", "rejected.parquet", "fit.json"]
+    )
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{archive / '.lucency' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("diverging").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "the fit diverged" in run.data.tags["lucency.failed"]
+    monkeypatch.delattr("workflows.fit_memory.run_epochs")  # nor does anybody try again
+    with pytest.raises(ModelError, match="the fit diverged"):
+        fitted(archive, "diverged", **asked)
 
 
 def test_another_fit_in_the_same_folder_is_refused(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
-    with pytest.raises(RunError, match=r"explain\.memory\.epochs: the run has 3, the configuration says 5"):
+    with pytest.raises(RunError, match=r"explain\.memory\.epochs: the run has 4, the configuration says 5"):
         fitted(archive, "plain", epochs=5)
     written(archive, "plain")
 
@@ -186,12 +205,16 @@ def test_what_cannot_fill_a_memory_is_refused_before_anything_is_computed(
 
 
 def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
-    archive: Path, plain: tuple[Outcome, FittedMemory]
+    archive: Path, plain: tuple[Outcome, FittedMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(archive)
     tracking = {"experiment": "memories"}
-    done = lucency("audit", str(written(archive, "tracked", tracking=tracking)), folder=archive)
+    path = written(archive, "tracked", tracking=tracking)
+    done = lucency("fit-memory", str(path), folder=archive)
     assert done.returncode == 0, done.stderr
-    name = plain[1].name  # by the same seed the same bytes, also in another process
+    assert f"epoch {plain[0].best_epoch} of {_EPOCHS} is kept" in done.stdout
+    audit(load(path, ()), SilentProgress(), str(archive))
+    name = plain[1].name  # by the same seed the same bytes, also in other processes
     assert (archive / "tracked/memory" / name).is_file()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{archive / '.lucency' / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'memories'")
@@ -204,8 +227,8 @@ def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
     assert of_fit.data.params["memory.slots"] == "12"
     assert of_fit.data.tags["digest.memory"] == plain[1].sha256
     file = f"mlflow:runs:/{of_fit.info.run_id}/memory.pt"
-    done = lucency("audit", str(written(archive, "given", tracking=tracking, file=file)), folder=archive)
-    assert done.returncode == 0, done.stderr
+    assert f"MLflow: explain.memory.file: {file}" in done.stdout
+    audit(load(written(archive, "given", tracking=tracking, file=file), ()), SilentProgress(), str(archive))
     given, tracked = (json.loads((archive / run / "run.json").read_text()) for run in ("given", "tracked"))
     assert given["digests"]["memory"] == tracked["digests"]["fitted"] == plain[1].sha256
     assert any("whether it learned from images that are audited here is not known" in note for note in given["notes"])
@@ -214,51 +237,21 @@ def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
         assert (archive / "given" / table).read_bytes() == (archive / "tracked" / table).read_bytes()
 
 
-def test_a_driver_killed_in_mid_epoch_costs_that_epoch_and_no_bit(archive: Path, undisturbed: FittedMemory) -> None:
+def test_a_driver_and_a_worker_killed_in_mid_epoch_cost_those_epochs_and_no_bit(
+    archive: Path, undisturbed: FittedMemory
+) -> None:
     """Epochs that compute features anew with a slowed model last long enough to be killed in their middle."""
-    slow = written(archive, "driver", slow=0.1, features="recomputed")
+    slow = written(archive, "killed", slow=0.8, features="recomputed")
     process = start_lucency("fit-memory", str(slow), folder=archive)
-    folder = archive / "driver/memory"
+    folder = archive / "killed/memory"
     (first, *_) = wait_for_manifests(folder, "epochs", 1, process)
     kill(process)
-    assert len(list((folder / ".ledger/epochs").glob("*.json"))) < 3
+    assert len(list((folder / ".ledger/epochs").glob("*.json"))) < _EPOCHS
     assert not list(folder.glob("memory-*.pt"))
     moment = first.stat().st_mtime_ns
-    told: list[int] = []
-    resumed = load(written(archive, "driver", features="recomputed"), ())
-    fit_alone(resumed, _Watching(lambda: told.append(first.stat().st_mtime_ns)), str(archive))
-    assert told[0] == moment  # the finished epoch is not done again
+    killing = KillingWorkers("memory", _EPOCHS, first)
+    resumed = load(written(archive, "killed", slow=0.8, features="recomputed"), ())
+    fit_alone(resumed, killing, str(archive))
+    assert killing.victims
+    assert killing.moments == {moment}  # the finished epoch is not done again
     assert [path.name for path in folder.glob("memory-*.pt")] == [undisturbed.name]
-
-
-def test_a_worker_killed_in_mid_epoch_is_replaced_and_costs_no_bit(archive: Path, undisturbed: FittedMemory) -> None:
-    slow = written(archive, "worker", slow=0.1, features="recomputed")
-    process = start_lucency("fit-memory", str(slow), folder=archive)
-    wait_for_manifests(archive / "worker/memory", "epochs", 1, process)
-    (victim,) = _train_workers(process)
-    victim.kill()
-    assert process.wait(timeout=240) == 0, (archive / "log").read_text()
-    assert [path.name for path in (archive / "worker/memory").glob("memory-*.pt")] == [undisturbed.name]
-
-
-class _Watching(SilentProgress):
-    """Calls when an epoch is told of."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def advance(self, stage: str, count: int = 1) -> None:
-        if stage == "memory":
-            self._call()
-
-
-def _train_workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            title = " ".join(child.cmdline())
-        except psutil.Error:
-            continue
-        if title.startswith("ray::") and "TrainWorker" in title:
-            found.append(child)
-    return found

@@ -16,7 +16,8 @@ from tasks.fitting import Fitting, Recipe
 from workflows import audit
 from workflows.cluster import Placement
 from workflows.configuration import check
-from workflows.learned_split import groups_of, learned_archive
+from workflows.configuration_memory import Memory
+from workflows.learned_split import groups_of, learned_archive, recipe_of
 from workflows.progress import SilentProgress
 from workflows.training.epochs import STAGE, Watch, last_state, told
 from workflows.training.ray_train import Group, cause_of, half_the_cores, too_few_gpus
@@ -35,6 +36,12 @@ def test_a_checkpoint_that_a_gpu_wrote_is_read_without_one(tmp_path: Path, monke
     found = last_state(ledger)
     assert found is not None
     assert torch.equal(found["memory"]["keys"], state["memory"]["keys"])
+
+
+def test_what_the_configuration_says_of_a_fit_is_its_recipe() -> None:
+    keys = {"slots": 5, "radius": 2.0, "epochs": 3, "batch": 7, "rate": 0.5, "patience": 4, "held_out": 0.3}
+    keys |= {"mixed": 9, "seed": 6}
+    assert recipe_of(Memory.model_validate(keys)) == Recipe(**keys)
 
 
 class TestPlaces:

@@ -19,11 +19,11 @@ from storage.objects import Objects
 from tests.small_trainings import IMAGES, SHARD, drawn, plan, pupils, write_data
 from workflows.training import feed as feeding
 from workflows.training import ray_train
-from workflows.training.epochs import STAGE, last_state
+from workflows.training.epochs import STAGE, failure, last_state
 from workflows.training.feed import pictures_of
 from workflows.training.ray_train import Group, fits_now, room_for, run_group
 from workflows.training.run_trials import may_start
-from workflows.training.trials import TrialPlan, conclusion, failure, history_of, tidy
+from workflows.training.trials import TrialPlan, conclusion, history_of, tidy
 from workflows.training.worker import Seat, train
 
 _ALONE = Seat(0, 1, torch.device("cpu"))
@@ -140,7 +140,7 @@ class TestLoop:
 
     def test_a_loss_that_is_no_number_ends_it_with_the_reason_and_overwrites_nothing(self, folder: Path) -> None:
         asked = trained(folder, "diverging", source="diverging_network")
-        reason = failure(asked)
+        reason = failure(asked.folder)
         assert reason is not None
         assert "diverged in epoch 2" in reason
         assert "training.rate" in reason
@@ -157,7 +157,7 @@ class TestLoop:
         nothing = replace(asked.train, positive=np.zeros_like(asked.train.positive))
         with pytest.raises(ModelError, match="positive"):
             train(replace(asked, train=nothing), _ALONE, lambda epoch: None)
-        assert failure(asked) is None
+        assert failure(asked.folder) is None
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ from workflows.study.data import gather, refuse_unlearnable, task_classes
 from workflows.study.lessons import plans_of, trials_of
 from workflows.study.tracking import log_study
 from workflows.study.trials import Trial
+from workflows.training.epochs import failure
 from workflows.training.pixels import STAGE as PIXELS
 from workflows.training.pixels import store_pixels
 from workflows.training.run_trials import train_trials
-from workflows.training.trials import WEIGHTS, failure
+from workflows.training.trials import WEIGHTS
 
 _STATE = "study.json"
 _TEST = "test.parquet"
@@ -126,7 +127,7 @@ def _go(under_way: _Study, state: dict[str, Any] | None, digests: dict[str, str]
     compare(run, trials, configuration, ended, [*state["notes"], *_uneven(under_way, audited)])
     mlflow_run = log_study(run, configuration, state["created"]) if configuration.mlflow.enabled else None
     # A training that diverged would do so again. What else was lost, the same command tries again.
-    over = all(failure(plan) is not None for plan in plans if plan.name in failed)
+    over = all(failure(plan.folder) is not None for plan in plans if plan.name in failed)
     state |= {"state": "done" if over else "running", "mlflow": mlflow_run}
     write_state(run, state, _STATE)
     return _outcome(run, state, "done")

@@ -13,11 +13,13 @@ from torch import Tensor, distributed
 
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
+from storage.records import Note
 from tasks.fitting import Together, alone
 from workflows.progress import Progress
 
 STAGE = "epochs"
 POLL_SECONDS = 2.0
+_FAILED = "failed"
 _LOG = logging.getLogger("lucency.training")
 
 
@@ -58,6 +60,17 @@ def figures_of(ledger: Ledger, epoch: int) -> dict[str, float]:
     """What a finished epoch came to."""
     found: dict[str, float] = json.loads(ledger.output(epoch, "figures"))
     return found
+
+
+def give_up(run: Objects, reason: str) -> None:
+    """Say that what is trained cannot come to an end: begun anew, it would fail in the same way."""
+    Ledger(run, _FAILED).commit(Manifest(_FAILED, 0, 0, notes=(Note(reason),)))
+
+
+def failure(run: Objects) -> str | None:
+    """Why it was given up, if it was."""
+    failed = Ledger(run, _FAILED).done()
+    return failed[0].notes[0].text if failed else None
 
 
 def forget_checkpoints(run: Objects) -> None:

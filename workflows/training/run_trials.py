@@ -13,9 +13,9 @@ from workflows.cluster import Placement
 from workflows.configuration import Tracking
 from workflows.curves import Curves, Ending, Outage
 from workflows.progress import Progress
-from workflows.training.epochs import POLL_SECONDS, STAGE, Watch
+from workflows.training.epochs import POLL_SECONDS, STAGE, Watch, failure
 from workflows.training.ray_train import Group, cause_of, fits_now, own_cores, room_for, run_group
-from workflows.training.trials import TrialPlan, begun, conclusion, failure, history_of, parameters, tidy
+from workflows.training.trials import TrialPlan, begun, conclusion, history_of, parameters, tidy
 from workflows.training.worker import train_on_worker
 
 _PROGRESS = "training"
@@ -45,7 +45,7 @@ def train_trials(
     outage, ended, waiting = Outage(), dict[str, str | None](), deque[TrialPlan]()
     progress.start(_PROGRESS, sum(plan.course.epochs for plan in plans), "epochs")
     for plan in plans:
-        if conclusion(plan) is None and failure(plan) is None:
+        if conclusion(plan) is None and failure(plan.folder) is None:
             waiting.append(plan)
         else:
             progress.advance(_PROGRESS, len(Ledger(plan.folder, STAGE).shards()))
@@ -96,7 +96,7 @@ class _Trial:
         reason: what is known of that so far.
         """
         plan = self.plan
-        told, given_up = conclusion(plan), failure(plan)
+        told, given_up = conclusion(plan), failure(plan.folder)
         if told is not None:
             tags = {"digest.weights": told["sha256"]}
             self._curves.finish(Ending(history_of(plan), told["best_epoch"], parameters(plan), tags))

@@ -7,9 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
-from storage.records import Note
 from storage.tables import read_table, write_table
 from tasks.augmentation import Augment
 from tasks.losses import LossSettings
@@ -23,7 +21,6 @@ WEIGHTS = "weights.pt"
 _HISTORY = "history.parquet"
 _TOLD = "trial.json"
 _BEGUN = ".ledger/begun"
-_FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +78,6 @@ def history_of(plan: TrialPlan) -> list[dict[str, float]]:
     """The figures of every epoch of a finished trial."""
     rows: list[dict[str, float]] = read_table(plan.folder, _HISTORY).drop_columns(["epoch"]).to_pylist()
     return rows
-
-
-def give_up(plan: TrialPlan, reason: str) -> None:
-    """Say that the training cannot come to an end: begun anew, it would fail in the same way."""
-    Ledger(plan.folder, _FAILED).commit(Manifest(_FAILED, 0, 0, notes=(Note(reason),)))
-
-
-def failure(plan: TrialPlan) -> str | None:
-    """Why it was given up, if it was."""
-    failed = Ledger(plan.folder, _FAILED).done()
-    return failed[0].notes[0].text if failed else None
 
 
 def tidy(plan: TrialPlan) -> None:

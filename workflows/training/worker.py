@@ -19,9 +19,9 @@ from tasks.fitting import even_batches, even_parts
 from tasks.losses import Loss
 from tasks.training import Training
 from workflows.starting import build_start
-from workflows.training.epochs import STAGE, commit_epoch, last_state, together_of
+from workflows.training.epochs import STAGE, commit_epoch, give_up, last_state, together_of
 from workflows.training.feed import Pupils, pictures_of
-from workflows.training.trials import TrialPlan, conclude, give_up
+from workflows.training.trials import TrialPlan, conclude
 from workflows.workers import repeatable
 
 
@@ -58,7 +58,7 @@ def train(plan: TrialPlan, seat: Seat, report: Callable[[int], None]) -> None:
         _run_epochs(training, feed, ledger, report)
     except ModelError as error:  # raised by all workers alike: they judge what they have in sum
         if seat.rank == 0:
-            give_up(plan, str(error))
+            give_up(plan.folder, str(error))
         return
     if seat.rank == 0:
         conclude(plan, training)
