@@ -1,7 +1,6 @@
 """Four losses of classifiers whose classes are each a yes or no, one formula: Khakzar et al.'s equations 1 and 2."""
 
 from dataclasses import dataclass, replace
-from math import log
 from typing import Self
 
 import numpy as np
@@ -78,6 +77,6 @@ class Loss:
 
 
 def _balanced(counts: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    """(1 - beta) / (1 - beta^N) (Cui et al. 2019), with all digits also where beta^N is nearly 1."""
-    weights: NDArray[np.float64] = (1 - beta) / -np.expm1(counts * log(beta))
+    """(1 - beta) / (1 - beta^N) (Cui et al. 2019)."""
+    weights: NDArray[np.float64] = (1 - beta) / (1 - beta**counts)
     return weights
