@@ -295,10 +295,9 @@ def _read_headers(
 def _submit(shared: Any, reading: _Reading, chunk: Sequence[ArchiveFile]) -> Any:
     locations = [file.location for file in chunk]
     labels = {name: reading.labels[name] for name in locations if name in reading.labels}
-    return _catalogue_chunk.remote(shared, chunk, labels)
+    return _catalogue_chunk_task.remote(shared, chunk, labels)
 
 
-@ray.remote(num_cpus=1, max_retries=1)
 def _catalogue_chunk(
     shared: tuple[Archive, Identity, Frames | Literal["volumes"]],
     files: Sequence[ArchiveFile],
@@ -310,3 +309,6 @@ def _catalogue_chunk(
         return rows_to_table(rows), slices, rejections
     rows, rejections = catalogue_files(archive, files, identity=identity, frames=chosen, labels=labels)
     return rows_to_table(rows), no_slices(), rejections
+
+
+_catalogue_chunk_task = ray.remote(num_cpus=1, max_retries=1)(_catalogue_chunk)

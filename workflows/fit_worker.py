@@ -165,14 +165,14 @@ class _Feed:
         wanted: dict[int, list[str]] = {}
         for shard, name in zip(examples.shards[every].tolist(), examples.ids[every].tolist(), strict=True):
             wanted.setdefault(shard, []).append(name)
+        read: Any = ray.remote(ShardReader.read).options(num_cpus=lesson.decode_cpus, max_retries=3)
         tables: dict[int, ray.ObjectRef[Any]] = {}
         images: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
 
         def request(part: np.ndarray[Any, Any]) -> None:
             for shard in dict.fromkeys(examples.shards[part].tolist()):
                 if shard not in tables:
-                    task = _read.options(num_cpus=lesson.decode_cpus)
-                    tables[shard] = task.remote(lesson.reader, shard, wanted[shard])
+                    tables[shard] = read.remote(lesson.reader, shard, only=wanted[shard])
 
         for part, following in zip(parts, [*parts[1:], every[:0]], strict=True):
             request(part)
@@ -206,8 +206,3 @@ class _Feed:
 def _pixels(block: pa.Table, classifier: Classifier) -> dict[str, np.ndarray[Any, Any]]:
     images = Images.of(block, classifier.classes)
     return dict(zip(images.ids, images.pixels, strict=True))
-
-
-@ray.remote(max_retries=3)
-def _read(reader: ShardReader, shard: int, ids: list[str]) -> Any:
-    return reader.read(shard, only=ids)

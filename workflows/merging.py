@@ -37,9 +37,11 @@ def merge_tree(run: Objects, stage: str, suffix: str, shards: Sequence[int], kin
     """
     if len(shards) <= _ARITY:
         return merged(_committed(run, stage, suffix, shards, kind))
-    level = [_merge_committed.remote(run, stage, suffix, list(shards[i : i + _ARITY]), kind) for i in _steps(shards)]
+    level = [
+        _merge_committed_task.remote(run, stage, suffix, list(shards[i : i + _ARITY]), kind) for i in _steps(shards)
+    ]
     while len(level) > _ARITY:
-        level = [_merge.remote(kind, *level[i : i + _ARITY]) for i in _steps(level)]
+        level = [_merge_task.remote(kind, *level[i : i + _ARITY]) for i in _steps(level)]
     return merged(kind.from_bytes(ray.get(partial)) for partial in level)
 
 
@@ -52,14 +54,16 @@ def _committed(run: Objects, stage: str, suffix: str, shards: Sequence[int], kin
     return (kind.from_bytes(ledger.output(shard, suffix)) for shard in shards)
 
 
-@ray.remote(num_cpus=0.1)
 def _merge_committed(run: Objects, stage: str, suffix: str, shards: list[int], kind: type[Reduction]) -> bytes:
     return merged(_committed(run, stage, suffix, shards, kind)).to_bytes()
 
 
-@ray.remote(num_cpus=0.1)
 def _merge(kind: type[Reduction], *partials: bytes) -> bytes:
     return merged(kind.from_bytes(partial) for partial in partials).to_bytes()
+
+
+_merge_committed_task = ray.remote(num_cpus=0.1)(_merge_committed)
+_merge_task = ray.remote(num_cpus=0.1)(_merge)
 
 
 def merged(parts: Iterator[R]) -> R:

@@ -19,11 +19,15 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
     for item in items:
         if len(waiting) == most:
             yield ray.get(waiting.popleft())
-        waiting.append(_applied.remote(made, item))
+        waiting.append(_applied_task.remote(made, item))
     while waiting:
         yield ray.get(waiting.popleft())
 
 
-@ray.remote(num_cpus=0.1)
 def _applied(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
+
+
+# Ray sends a function that a decorator hides by value, with all its module's names that cloudpickle takes for its own;
+# one that its module still holds goes by its name.
+_applied_task = ray.remote(num_cpus=0.1)(_applied)

@@ -91,10 +91,10 @@ def _answer(
     """What the cluster finds: the checks, and how many images could not be read again."""
     measures = configuration.measures
     work = _Work(settings, scales.masks, sanity_settings(measures), placement.device, placement.threads)
-    decode = _read.options(num_cpus=placement.decode_cpus)
-    blocks = [decode.remote(reader, shard, ids) for shard, ids in drawn_images(run, measures).items()]
+    decode: Any = ray.remote(ShardReader.read).options(num_cpus=placement.decode_cpus, max_retries=3)
+    blocks = [decode.remote(reader, shard, only=ids) for shard, ids in drawn_images(run, measures).items()]
     permuted = None if model.permuted is None else ray.put(model.permuted)
-    check = _check.options(**placement.model, max_retries=configuration.engine.attempts - 1)
+    check = _check_task.options(**placement.model, max_retries=configuration.engine.attempts - 1)
     found: tuple[Checked, int] = ray.get(check.remote(ray.put(work), package, permuted, *blocks))
     return found
 
@@ -140,12 +140,6 @@ class _Work:
     threads: int
 
 
-@ray.remote(max_retries=3)
-def _read(reader: ShardReader, shard: int, ids: list[str]) -> pa.Table:
-    return reader.read(shard, only=ids)
-
-
-@ray.remote
 def _check(work: _Work, package: ModelPackage, permuted: ModelPackage | None, *blocks: pa.Table) -> tuple[Checked, int]:
     """The checks, and how many images could not be read again."""
     repeatable(work.device, work.threads)
@@ -160,3 +154,6 @@ def _check(work: _Work, package: ModelPackage, permuted: ModelPackage | None, *b
     settings = replace(work.settings, rules=placed(work.settings.rules, torch.device(work.device)))
     checked = check_sanity(classifier, sample, settings, work.asked, masks=work.masks, permuted=other)
     return checked, sum(len(images.rejected) for images in every)
+
+
+_check_task = ray.remote(_check)

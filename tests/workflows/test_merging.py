@@ -47,7 +47,7 @@ def test_a_reduction_is_merged_eight_shards_at_a_time_in_their_order(run: Object
 
 
 def test_a_few_shards_are_merged_without_a_task(run: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("workflows.merging._merge_committed")
+    monkeypatch.delattr("workflows.merging._merge_committed_task")
     found = merge_tree(run, "maps", "npz", range(8), GroupedSums)
     assert found.to_bytes() == reduce(GroupedSums.merge, [sums(shard) for shard in range(8)]).to_bytes()
 

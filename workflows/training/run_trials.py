@@ -55,7 +55,7 @@ def train_trials(
         # One at a time: what it takes has to show before the next is asked for.
         if waiting and may_start(group := _group(waiting[0], attempts, placement), len(running), at_once):
             plan = waiting.popleft()
-            reference = _train.options(num_cpus=0, max_retries=attempts - 1).remote(
+            reference = _train_task.options(num_cpus=0, max_retries=attempts - 1).remote(
                 [ray.put(plan)], group, placement.threads
             )
             running[reference] = _Trial(plan, tracking, study, outage)
@@ -130,7 +130,6 @@ def _reason(reference: Any, plan: TrialPlan) -> str | None:
     return reason
 
 
-@ray.remote
 def _train(plan: list[Any], group: Group, threads: int) -> str | None:
     """plan: of one, a reference, so that the task itself does not fetch it."""
     try:
@@ -138,3 +137,6 @@ def _train(plan: list[Any], group: Group, threads: int) -> str | None:
     except LucencyError as error:
         return str(error)
     return None
+
+
+_train_task = ray.remote(_train)
