@@ -6,17 +6,29 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Callable
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import psutil
 import torch
 import yaml
+from click.testing import CliRunner
 
 from examples.digits.canvases import draw, read_digits
 from examples.digits.digits_model import DigitsNet, classes
 from examples.digits.files import write_dicom, write_png
+from workflows.cli import main
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+_MODEL = """
+from examples.digits.digits_model import DigitsNet, classes, preprocess
+
+def factory():
+    return DigitsNet()
+"""
 # The same network, slowed so that a test can act in the middle of a pass; the numbers stay the same.
 _SLOW_MODEL = """
 import time
@@ -65,11 +77,19 @@ def write_archive(folder: Path, images: int) -> None:
     (folder / "boxes.csv").write_text("\n".join(boxes) + "\n")
 
 
-def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **overrides: object) -> Path:
-    """A configuration for the archive in `folder`: shards of 8, an actor, a fixed key. Returns its path."""
+def write_audit(
+    folder: Path, *, run: str = "run", slow: float = 0.0, code: str | None = None, **overrides: object
+) -> Path:
+    """A configuration for the archive in `folder`: shards of 8, an actor, a fixed key. Returns its path.
+
+    slow: seconds a forward takes longer; code: of a module with another network. The module has a name of its own: the
+    processes of one Ray see those of many tests.
+    """
     torch.manual_seed(7)
     torch.save(DigitsNet().state_dict(), folder / "weights.pt")
-    (folder / "slow_digits.py").write_text(_SLOW_MODEL.format(seconds=slow))
+    code = code or (_SLOW_MODEL.format(seconds=slow) if slow else _MODEL)
+    module = f"digits_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
+    (folder / f"{module}.py").write_text(code)
     (folder / "key").write_bytes(b"a key that only this test knows")
     tree = {
         "run": run,
@@ -78,7 +98,7 @@ def write_audit(folder: Path, *, run: str = "run", slow: float = 0.0, **override
             "labels": {"file": "labels.csv"},
             "key": {"file": "key"},
         },
-        "model": {"source": "python:slow_digits.factory", "weights": "weights.pt"},
+        "model": {"source": f"python:{module}.factory", "weights": "weights.pt"},
         "explain": {"methods": ["grad-cam", "s-grad-cam", "fs-s-grad-cam++"], "targets": "predicted"},
         "measures": {"sanity": {"checks": []}},
         "engine": {"shard_images": 8, "batch": 4, "workers": 1},
@@ -100,8 +120,24 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def lucency(*arguments: str, folder: Path, extra: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, in `folder`."""
+def in_this_process(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command to its end, in `folder` and on the Ray that this process has joined.
+
+    Tests ask for it as the fixture `lucency`. Warnings are no errors here, as they are none where a user runs it.
+    """
+    with chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does
+        done = CliRunner().invoke(main, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+def in_own_process(
+    *arguments: str, folder: Path, extra: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command to its end as a user does, in `folder`: it starts a Ray of its own and ends it."""
     return subprocess.run(
         [sys.executable, "-m", "workflows.cli", *arguments],
         cwd=folder,
@@ -159,11 +195,14 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def model_actors(process: "subprocess.Popen[str]", stage: str) -> list[psutil.Process]:
+def model_actors(driver: psutil.Process, stage: str) -> list[psutil.Process]:
     """The driver's actors that hold a model in a pass, by the title that Ray gives them."""
     worker = {"profile": "ProfileWorker", "maps": "ExplainWorker"}[stage]
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if title(child).startswith(f"ray::MapWorker(MapBatches({worker})")]
+    return [
+        child
+        for child in driver.children(recursive=True)
+        if title(child).startswith(f"ray::MapWorker(MapBatches({worker})")
+    ]
 
 
 def fingerprints(run: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
-"""Small real trainings for tests: synthetic pictures of two classes, tiny networks, and a driver that can be killed."""
+"""Small real trainings for tests: synthetic pictures of two classes, tiny networks, and who ends their workers."""
 
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from storage.arrays import create_pixels, write_pixels
-from storage.errors import LucencyError
 from storage.objects import Objects
 from tasks.augmentation import Augment
 from tasks.losses import LossSettings
@@ -64,9 +62,20 @@ def slow_network(outputs: int = 2) -> Tiny:
     return Tiny(outputs, seconds=0.25)
 
 
-def plain_network(outputs: int = 2) -> nn.Module:
+def plain_network(outputs: int = 2) -> nn.Sequential:
     """Without batch norm and dropout, an image has no say in what another one does."""
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, outputs))
+
+
+class _SlowPlain(nn.Sequential):
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(0.25)
+        logits: Tensor = super().forward(images)
+        return logits
+
+
+def slow_plain_network(outputs: int = 2) -> nn.Module:
+    return _SlowPlain(*plain_network(outputs))
 
 
 class _Diverging(Tiny):
@@ -159,7 +168,7 @@ def trained(plans: list[TrialPlan], progress: Progress | None = None, **keys: An
 
 
 class KillingWorkers(SilentProgress):
-    """Ends Ray Train's workers below this process as soon as it is told of an epoch of theirs that is not the last.
+    """Ends the workers below this process as soon as it is told of an epoch of theirs that is not the last.
 
     first: the manifest of an epoch that lies behind; moments: when it was written, looked at with every word of epochs;
     victims: who was ended.
@@ -179,14 +188,7 @@ class KillingWorkers(SilentProgress):
         self.moments.add(self._first.stat().st_mtime_ns)
         if not self.victims and self._left:
             for child in psutil.Process().children(recursive=True):
-                if "TrainWorker" in title(child):
+                if any(name in title(child) for name in ("ray::train_alone", "TrainWorker")):  # Ray Train's, of several
                     with suppress(psutil.NoSuchProcess):
                         child.kill()
                         self.victims.append(child.pid)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    ended = trained([plan(Path(sys.argv[1]), sys.argv[2], source="slow_network")])
-    if any(ended.values()):
-        raise LucencyError(str(ended))

@@ -1,4 +1,4 @@
-"""Runs the epochs of a memory's fit on Ray Train."""
+"""Runs the epochs of a memory's fit on the workers of one group."""
 
 import ray
 

@@ -1,6 +1,6 @@
 """Fits M-CAM's memory to a labelled split of the archive, in the folder `memory` of a run.
 
-catalogue of the split → features of its labelled images → epochs on Ray Train → one file. Each step leaves manifests:
+catalogue of the split → features of its labelled images → epochs → one file. Each step leaves manifests:
 what was interrupted goes on from there, in mid-fit from the last finished epoch.
 """
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from workflows.features import Examples
 from workflows.images import Images
 from workflows.models import ModelPackage, build_classifier
 from workflows.shards import ShardReader
-from workflows.training.epochs import STAGE, commit_epoch, give_up, last_state, together_of
+from workflows.training.epochs import STAGE, Report, Seat, commit_epoch, give_up, last_state, together_of
 from workflows.workers import repeatable
 
 _READERS = 4  # images of a batch that are read at once
@@ -53,16 +51,14 @@ class Lesson:
     decode_cpus: float
 
 
-def fit_on_worker(config: dict[str, Any]) -> None:
-    """Ray Train's loop on each worker. config: `lesson`, a reference to the Lesson.
+def fit_on_worker(config: dict[str, Any], seat: Seat, report: Report) -> None:
+    """The loop of each worker. config: `lesson`, a reference to the Lesson.
 
     After every epoch the first worker commits a checkpoint. A worker that begins goes on from the last one. A loss that
     is no number any more ends the fit with that reason, and no worker tries it again.
     """
     lesson: Lesson = ray.get(config["lesson"])
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    rank, workers, device = seat.rank, seat.workers, seat.device
     repeatable(device.type, lesson.threads)
     together = together_of(workers)
     ledger = Ledger(lesson.run, STAGE)
@@ -82,7 +78,7 @@ def fit_on_worker(config: dict[str, Any]) -> None:
             return
         if rank == 0:
             commit_epoch(ledger, epoch, len(lesson.learned), fitting.to_state(), fitting.history[-1])
-        ray.train.report({"epoch": epoch})  # the workers wait for each other: none is a checkpoint ahead
+        report(epoch)
 
 
 def _begun(lesson: Lesson, ledger: Ledger, device: torch.device) -> Fitting:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from examples.digits.digits_model import DigitsNet, preprocess
 from storage.decode import decode_image
-from tests.small_audits import lucency, write_archive, write_audit
+from tests.small_audits import Command, in_own_process, write_archive, write_audit
 
 _IMAGES = 40
 _CANARY = "Canary^Tweety"
@@ -25,7 +25,7 @@ _SECRETS = ("Canary", "Tweety", "CANARY-4711", "19420124")
 
 
 @pytest.fixture(scope="module")
-def sessions_before() -> set[Path]:
+def sessions_before(own_ray: None) -> set[Path]:
     """The folders that earlier Ray sessions of this machine logged into."""
     return set(Path(tempfile.gettempdir(), "ray").glob("session_2*"))
 
@@ -48,7 +48,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory, sessions_before: set[Path]
     boxes = ["image,label,x0,y0,x1,y1", "0000.png,two,1,1,9,9", f"{_CANARY_ID},two,9,9,1,1", f"{_CANARY},two,1,1,9,9"]
     (folder / "boxes.csv").write_text("\n".join(boxes) + "\n")
     config = write_audit(folder, archive__boxes={"file": "boxes.csv"}, engine__workers=2, mlflow__enabled=True)
-    done = lucency("audit", str(config), folder=folder)
+    done = in_own_process("audit", str(config), folder=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout + done.stderr
 
@@ -165,7 +165,7 @@ def test_all_formats_are_read_in_place(audited: tuple[Path, str]) -> None:
     assert not list((audited[0] / "archive").glob("more"))
 
 
-def test_an_archive_without_an_image_is_refused_with_the_reasons(tmp_path: Path) -> None:
+def test_an_archive_without_an_image_is_refused_with_the_reasons(lucency: Command, tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "a.txt").write_text("nothing")
     (tmp_path / "labels.csv").write_text("image,label\n")
@@ -176,7 +176,7 @@ def test_an_archive_without_an_image_is_refused_with_the_reasons(tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def odd(lucency: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of four: whole images, broken ones, and images of unequal sizes and formats."""
     folder = tmp_path_factory.mktemp("odd")
     archive = folder / "archive"

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from tests.black_box_models import network, onnx_of, serving, torchscript_of, write
-from tests.small_audits import lucency, write_archive, write_audit
+from tests.small_audits import Command, write_archive, write_audit
 
 _IMAGES = 12
 _METHODS = ["glas", "s-glas", "rglas"]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def audited(folder: Path) -> tuple[Path, str]:
+def audited(lucency: Command, folder: Path) -> tuple[Path, str]:
     """An ONNX file's audit, with MLflow on."""
     done = lucency("audit", str(_audit(folder, "onnx:model.onnx", mlflow__enabled=True)), folder=folder)
     assert done.returncode == 0, done.stderr
@@ -94,7 +94,7 @@ def test_mlflow_is_told_the_same(audited: tuple[Path, str]) -> None:
     assert "level.high/glas/three" in data.metrics
 
 
-def test_another_file_under_the_same_name_is_another_audit(audited: tuple[Path, str]) -> None:
+def test_another_file_under_the_same_name_is_another_audit(lucency: Command, audited: tuple[Path, str]) -> None:
     folder = audited[0].parent
     original = (folder / "model.onnx").read_bytes()
     changed = network(10)
@@ -108,7 +108,7 @@ def test_another_file_under_the_same_name_is_another_audit(audited: tuple[Path, 
     assert "the model's weights or class names" in done.stderr
 
 
-def test_torchscript_gives_the_maps_that_onnx_gives(audited: tuple[Path, str]) -> None:
+def test_torchscript_gives_the_maps_that_onnx_gives(lucency: Command, audited: tuple[Path, str]) -> None:
     folder = audited[0].parent
     config = _audit(folder, "torchscript:model.pt", run="scripted", model={"trust": "pickle"})
     done = lucency("audit", str(config), folder=folder)
@@ -118,7 +118,7 @@ def test_torchscript_gives_the_maps_that_onnx_gives(audited: tuple[Path, str]) -
         np.testing.assert_allclose(np.asarray(ours[method], np.float32), theirs[method], rtol=5e-3, atol=5e-3)
 
 
-def test_an_audit_whose_server_fails_goes_on_when_it_is_back(audited: tuple[Path, str]) -> None:
+def test_an_audit_whose_server_fails_goes_on_when_it_is_back(lucency: Command, audited: tuple[Path, str]) -> None:
     """The server answers for a while, then no more: no image is rejected for it."""
     folder = audited[0].parent
     told = {"outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 10]}]}
@@ -141,7 +141,7 @@ def test_an_audit_whose_server_fails_goes_on_when_it_is_back(audited: tuple[Path
     assert "127.0.0.1" not in html
 
 
-def test_methods_that_need_features_are_refused_before_anything_starts(folder: Path) -> None:
+def test_methods_that_need_features_are_refused_before_anything_starts(lucency: Command, folder: Path) -> None:
     config = _audit(folder, "onnx:model.onnx", run="refused", explain={"methods": ["grad-cam"]})
     done = lucency("audit", str(config), folder=folder)
     assert done.returncode == 2

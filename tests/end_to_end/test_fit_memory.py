@@ -2,18 +2,18 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from storage.errors import ConfigurationError, LucencyError, ModelError, RunError
 from tests.small_audits import (
-    environment,
+    Command,
     kill,
-    lucency,
     start_lucency,
     wait_for_manifests,
     write_archive,
@@ -21,12 +21,13 @@ from tests.small_audits import (
 )
 from tests.small_trainings import KillingWorkers
 from workflows.audit import audit
-from workflows.cluster import ray_cluster
-from workflows.configuration import Engine
 from workflows.configuration_file import load
 from workflows.fit_memory import Outcome, fit_alone
 from workflows.fitted import FittedMemory, from_bytes
 from workflows.progress import SilentProgress
+from workflows.training import ray_train
+from workflows.training.epochs import Loop, Seat
+from workflows.training.ray_train import Group
 
 # Of Ray Data and of MLflow's database, to their authors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -56,14 +57,6 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-        with ray_cluster(Engine(), tmp_path_factory.mktemp("spill")):
-            yield
-
-
 def written(
     folder: Path, run: str, *, slow: float = 0.0, tracking: dict[str, str] | None = None, **memory: object
 ) -> Path:
@@ -85,7 +78,7 @@ def fitted(folder: Path, run: str, **keys: object) -> tuple[Outcome, FittedMemor
 
 
 @pytest.fixture(scope="module")
-def plain(archive: Path, cluster: None) -> tuple[Outcome, FittedMemory]:
+def plain(archive: Path, shared_ray: None) -> tuple[Outcome, FittedMemory]:
     return fitted(archive, "plain")
 
 
@@ -140,7 +133,26 @@ def test_a_memory_that_is_gone_or_changed_is_refused(archive: Path, plain: tuple
         file.write_bytes(data)
 
 
-def test_two_workers_reach_the_same_losses(archive: Path, plain: tuple[Outcome, FittedMemory]) -> None:
+def test_two_workers_reach_the_same_losses(
+    archive: Path, plain: tuple[Outcome, FittedMemory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two tasks that find each other by a file: Ray Train, which does it in a cluster, trains in test_training."""
+
+    def together(group: Group, loop: Loop, config: dict[str, Any]) -> None:
+        @ray.remote(num_cpus=0.1)
+        def worker(rank: int) -> None:
+            from torch import device, distributed
+
+            distributed.init_process_group("gloo", f"file://{tmp_path / 'meeting'}", rank=rank, world_size=2)
+            try:
+                loop(config, Seat(rank, 2, device("cpu")), lambda epoch: distributed.barrier())
+            finally:
+                distributed.destroy_process_group()
+
+        assert group.workers == 2
+        ray.get([worker.remote(rank) for rank in range(2)])
+
+    monkeypatch.setattr(ray_train, "_run_together", together)
     shared = fitted(archive, "shared", workers=2)[1].about.history
     for mine, theirs in zip(plain[1].about.history, shared, strict=True):
         for name in ("train.loss", "held-out.loss", "held-out.address.slots"):
@@ -148,7 +160,7 @@ def test_two_workers_reach_the_same_losses(archive: Path, plain: tuple[Outcome, 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(archive: Path, cluster: None) -> FittedMemory:
+def undisturbed(archive: Path, shared_ray: None) -> FittedMemory:
     """A memory from features computed anew when nothing goes wrong. A slowed model has the same numbers."""
     return fitted(archive, "undisturbed", features="recomputed")[1]
 
@@ -161,7 +173,7 @@ def test_features_computed_anew_are_the_cached_ones(
 
 
 def test_a_fit_that_diverges_ends_at_once_and_says_which_key_may_help(
-    archive: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+    archive: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(archive)
     monkeypatch.delattr("workflows.training.ray_train.cause_of")  # no worker fails: it would be begun anew
@@ -196,7 +208,7 @@ def test_another_fit_in_the_same_folder_is_refused(archive: Path, plain: tuple[O
     ],
 )
 def test_what_cannot_fill_a_memory_is_refused_before_anything_is_computed(
-    archive: Path, cluster: None, keys: dict[str, object], labels: str, told: str
+    archive: Path, shared_ray: None, keys: dict[str, object], labels: str, told: str
 ) -> None:
     path = written(archive, "refused", **keys)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=told):
@@ -205,7 +217,7 @@ def test_what_cannot_fill_a_memory_is_refused_before_anything_is_computed(
 
 
 def test_an_audit_uses_the_fitted_memory_and_one_from_mlflow_is_the_same(
-    archive: Path, plain: tuple[Outcome, FittedMemory], monkeypatch: pytest.MonkeyPatch
+    lucency: Command, archive: Path, plain: tuple[Outcome, FittedMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(archive)
     tracking = {"experiment": "memories"}
@@ -241,7 +253,7 @@ def test_a_driver_and_a_worker_killed_in_mid_epoch_cost_those_epochs_and_no_bit(
     archive: Path, undisturbed: FittedMemory
 ) -> None:
     """Epochs that compute features anew with a slowed model last long enough to be killed in their middle."""
-    slow = written(archive, "killed", slow=0.8, features="recomputed")
+    slow = written(archive, "killed", slow=0.2, features="recomputed")
     process = start_lucency("fit-memory", str(slow), folder=archive)
     folder = archive / "killed/memory"
     (first, *_) = wait_for_manifests(folder, "epochs", 1, process)
@@ -250,7 +262,7 @@ def test_a_driver_and_a_worker_killed_in_mid_epoch_cost_those_epochs_and_no_bit(
     assert not list(folder.glob("memory-*.pt"))
     moment = first.stat().st_mtime_ns
     killing = KillingWorkers("memory", _EPOCHS, first)
-    resumed = load(written(archive, "killed", slow=0.8, features="recomputed"), ())
+    resumed = load(written(archive, "killed", slow=0.2, features="recomputed"), ())
     fit_alone(resumed, killing, str(archive))
     assert killing.victims
     assert killing.moments == {moment}  # the finished epoch is not done again

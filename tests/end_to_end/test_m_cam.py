@@ -16,7 +16,7 @@ from tasks.capture import capturing
 from tasks.classifier import Classifier
 from tasks.fitting import Figures, Fitting, Recipe
 from tasks.layers import resolve_layer
-from tests.small_audits import lucency, write_archive, write_audit
+from tests.small_audits import Command, write_archive, write_audit
 from workflows.fitted import About, preprocess_digest, to_bytes
 from workflows.models import describe
 
@@ -68,7 +68,7 @@ def _fit(module: DigitsNet, folder: Path) -> bytes:
     return to_bytes(fitting.best(), about)
 
 
-def _audit(folder: Path, run: str, module: DigitsNet, **overrides: object) -> Path:
+def _audit(lucency: Command, folder: Path, run: str, module: DigitsNet, **overrides: object) -> Path:
     config = write_audit(
         folder, run=run, explain__methods=_METHODS, explain__memory={"file": str(folder / "memory.pt")}, **overrides
     )
@@ -79,15 +79,15 @@ def _audit(folder: Path, run: str, module: DigitsNet, **overrides: object) -> Pa
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def audited(lucency: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two audits with one memory: in shards of 8 by two workers, and in shards of 16 in other batches by one."""
     folder = tmp_path_factory.mktemp("m-cam")
     write_archive(folder, _IMAGES)
     module = _varied(folder)
     (folder / "memory.pt").write_bytes(_fit(module, folder))
-    first = _audit(folder, "first", module, engine__workers=2)
+    first = _audit(lucency, folder, "first", module, engine__workers=2)
     engine = {"shard_images": 16, "batch": 7, "workers": 1}
-    return first, _audit(folder, "second", module, engine=engine)
+    return first, _audit(lucency, folder, "second", module, engine=engine)
 
 
 def test_every_image_has_finite_maps_and_none_is_rejected(audited: tuple[Path, Path]) -> None:
@@ -132,7 +132,9 @@ def test_the_metrics_tell_of_the_memory_and_consistency_is_told_of_maps_alone(au
     assert consistent == {"m-cam", "fs-m-cam"}
 
 
-def test_the_run_holds_its_memory_and_the_report_is_rebuilt_from_the_run_alone(audited: tuple[Path, Path]) -> None:
+def test_the_run_holds_its_memory_and_the_report_is_rebuilt_from_the_run_alone(
+    lucency: Command, audited: tuple[Path, Path]
+) -> None:
     run = audited[0]
     (kept,) = (run / "memory").iterdir()
     data = kept.read_bytes()

@@ -14,7 +14,7 @@ from storage.decode import decode_image
 from tasks.cams.scaling import individual, resized
 from tasks.measures.names import GROUPS, MEASURES
 from tasks.measures.settings import MeasureSettings
-from tests.small_audits import lucency, write_archive, write_audit
+from tests.small_audits import Command, write_archive, write_audit
 
 _IMAGES = 18
 _EVERY = {
@@ -28,7 +28,7 @@ _EVERY = {
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def audited(lucency: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images a patient, boxes of all digits, every measure; the network is not trained."""
     folder = tmp_path_factory.mktemp("judged")
     write_archive(folder, _IMAGES)
@@ -123,7 +123,7 @@ def test_the_plan_says_what_measures_and_checks_cost(audited: Path) -> None:
     assert "\nsanity " in printed
 
 
-def test_the_papers_tables_are_printed_written_and_in_the_report(audited: Path) -> None:
+def test_the_papers_tables_are_printed_written_and_in_the_report(lucency: Command, audited: Path) -> None:
     done = lucency("report", "run", "--tables", folder=audited)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -134,7 +134,9 @@ def test_the_papers_tables_are_printed_written_and_in_the_report(audited: Path) 
     assert f"{value:.2f}" in (audited / "run" / "report.html").read_text()
 
 
-def test_without_labels_boxes_and_a_sample_their_measures_are_left_out_and_the_reason_is_told(audited: Path) -> None:
+def test_without_labels_boxes_and_a_sample_their_measures_are_left_out_and_the_reason_is_told(
+    lucency: Command, audited: Path
+) -> None:
     ids = pq.read_table(audited / "run" / "catalogue.parquet", columns=["id"])["id"].to_pylist()
     seed = next(seed for seed in range(99) if not MeasureSettings(seed=seed).sampled(ids, 1 / _IMAGES).any())
     config = write_audit(

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from tasks.cams.names import BASE_METHODS, FEATURE_METHODS, MEMORY_METHODS
-from tests.small_audits import lucency, write_archive, write_audit
+from tests.small_audits import Command, write_archive, write_audit
 
 _IMAGES = 12
 _METHODS = [
@@ -23,7 +23,7 @@ _FEW = {
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def audited(lucency: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("methods")
     write_archive(folder, _IMAGES)
     config = write_audit(
@@ -88,16 +88,22 @@ def test_the_report_is_built_from_it(audited: tuple[Path, str]) -> None:
     assert json.loads((audited[0] / "run.json").read_text())["counts"]["explained"] == _IMAGES
 
 
-def test_a_method_that_the_model_cannot_support_is_refused_before_anything_starts(tmp_path: Path) -> None:
+_CUBED = """
+from examples.digits.digits_model import DigitsNet, classes, preprocess
+
+class Cubed(DigitsNet):
+    def forward(self, canvas):
+        return super().forward(canvas) ** 3
+
+factory = Cubed
+"""
+
+
+def test_a_method_that_the_model_cannot_support_is_refused_before_anything_starts(
+    lucency: Command, tmp_path: Path
+) -> None:
     write_archive(tmp_path, 2)
-    config = write_audit(tmp_path, explain__methods=["cam"])
-    (tmp_path / "slow_digits.py").write_text(
-        "from examples.digits.digits_model import DigitsNet, classes, preprocess\n"
-        "class Squared(DigitsNet):\n"
-        "    def forward(self, canvas):\n"
-        "        return super().forward(canvas) ** 3\n"
-        "factory = Squared\n"
-    )
+    config = write_audit(tmp_path, explain__methods=["cam"], code=_CUBED)
     done = lucency("audit", str(config), folder=tmp_path)
     assert done.returncode == 2
     assert "explain.methods: cam needs a model" in done.stderr

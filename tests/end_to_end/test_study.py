@@ -18,11 +18,12 @@ from examples.phantom.make import make
 from examples.phantom.phantom_model import factory
 from examples.phantom.settings import FINDINGS, Settings
 from storage.objects import Objects
-from tests.small_audits import kill, lucency, start_lucency, wait_for_manifests
+from tests.small_audits import Command, kill, start_lucency, wait_for_manifests
 from workflows.starting import fetch_start
 from workflows.study.configuration_file import load_study
 from workflows.study.lessons import plans_of
-from workflows.training.worker import Seat, train
+from workflows.training.epochs import Seat
+from workflows.training.worker import train
 from workflows.workers import repeatable
 
 _IMAGES = 96
@@ -90,7 +91,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(archive: Path) -> Path:
+def study(lucency: Command, archive: Path) -> Path:
     """Killed once a trial has an epoch behind it, and resumed."""
     path = archive / "audited.yaml"
     process = start_lucency("study-imbalance", str(path), folder=archive)
@@ -225,7 +226,7 @@ def test_a_training_that_diverges_ends_its_trial_and_not_the_study(archive: Path
     assert "diverged" in (study / "report.html").read_text()
 
 
-def test_a_finished_study_says_so_and_another_is_refused(archive: Path, study: Path) -> None:
+def test_a_finished_study_says_so_and_another_is_refused(lucency: Command, archive: Path, study: Path) -> None:
     path = str(archive / "audited.yaml")
     again = lucency("study-imbalance", path, "--json", folder=archive)  # what diverged would do so again
     assert (json.loads(again.stdout)["state"], again.returncode) == ("already-done", 1)

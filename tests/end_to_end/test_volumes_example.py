@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from examples.volumes.make import REGIONS, SHAPE, make
-from tests.small_audits import lucency
+from tests.small_audits import Command
 
 _VOLUMES = 8
 _SECRETS = ("SYNTHETIC", "volume-0", "1.2.826")  # patients, files, UIDs
@@ -21,7 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def audited(made: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
+def audited(lucency: Command, made: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
     folder, regions = made
     (folder / "key").write_bytes(b"a key that only this test knows")
     done = lucency("audit", "audit.yaml", *_SMALL, folder=folder)
@@ -122,7 +122,7 @@ def test_the_report_shows_planes_and_regions_and_no_patient(audited: tuple[Path,
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_runs(
-    made: tuple[Path, list[str]], setting: str, told: str
+    lucency: Command, made: tuple[Path, list[str]], setting: str, told: str
 ) -> None:
     folder, _ = made
     done = lucency("plan", "audit.yaml", *_SMALL, "--set", "run=refused", "--set", setting, folder=folder)

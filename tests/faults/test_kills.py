@@ -4,19 +4,23 @@ import json
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.small_audits import (
+    Command,
     differing,
     fingerprints,
     kill,
-    lucency,
     model_actors,
     start_lucency,
     wait_for_manifests,
     write_archive,
     write_audit,
 )
+from workflows.audit import audit
+from workflows.configuration_file import load
+from workflows.progress import SilentProgress
 
 _IMAGES = 60
 _SHARDS = 8  # the last one holds 4 images
@@ -31,7 +35,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(archive: Path) -> dict[str, str]:
+def undisturbed(lucency: Command, archive: Path) -> dict[str, str]:
     """What an audit leaves when nothing goes wrong; on two workers, where the disturbed ones have one."""
     config = write_audit(archive, measures=_SANITY, run="undisturbed", engine__workers=2)
     done = lucency("audit", str(config), folder=archive)
@@ -39,10 +43,29 @@ def undisturbed(archive: Path) -> dict[str, str]:
     return fingerprints(archive / "undisturbed")
 
 
+class _KillingAnActor(SilentProgress):
+    """Kills the only actor of a stage below this process when it has done a shard and has others to do."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self.victims: list[int] = []
+        self._before: int | None = None
+
+    def advance(self, stage: str, count: int = 1) -> None:
+        if stage != self._stage or self.victims:
+            return
+        if self._before is None:  # what was done before, told at once when the stage begins
+            self._before = count
+        elif count:
+            (victim,) = model_actors(psutil.Process(), stage)
+            victim.kill()
+            self.victims.append(victim.pid)
+
+
 def test_drivers_and_actors_killed_in_each_pass_cost_no_finished_shard_no_image_and_no_bit(
     archive: Path, undisturbed: dict[str, str]
 ) -> None:
-    """Each driver but the last is killed; the second and the last go on although their only actor is."""
+    """Each driver but the last, this process, is killed; the second and the last go on although their actor is."""
     run = archive / "disturbed"
     slow = write_audit(archive, measures=_SANITY, run="disturbed", slow=0.15)
     first = start_lucency("audit", str(slow), folder=archive)
@@ -56,9 +79,9 @@ def test_drivers_and_actors_killed_in_each_pass_cost_no_finished_shard_no_image_
     kill(second)
     finished = _finished(run, "maps") | finished  # of what was done before, the moment of then
 
-    last = start_lucency("audit", str(slow), folder=archive)
-    _kill_an_actor(run, "maps", last)
-    assert last.wait(timeout=240) == 0, (archive / "log").read_text()
+    killing = _KillingAnActor("maps")
+    audit(load(slow, ()), killing, str(archive))
+    assert killing.victims
     assert all(path.stat().st_mtime_ns == moment for path, moment in finished.items())
     assert differing(run, undisturbed) == []
 
@@ -78,11 +101,11 @@ def _kill_an_actor(run: Path, stage: str, process: "subprocess.Popen[str]") -> N
     """Wait until this driver has committed a shard of the stage, and kill the actor that has the others to do."""
     before = _committed(run, stage)
     assert before < len(wait_for_manifests(run, stage, before + 1, process)) < _SHARDS
-    (victim,) = model_actors(process, stage)
+    (victim,) = model_actors(psutil.Process(process.pid), stage)
     victim.kill()
 
 
-def test_a_finished_run_says_so_and_does_nothing(archive: Path, undisturbed: dict[str, str]) -> None:
+def test_a_finished_run_says_so_and_does_nothing(lucency: Command, archive: Path, undisturbed: dict[str, str]) -> None:
     again = lucency("audit", str(archive / "undisturbed.yaml"), "--json", folder=archive)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["state"] == "already-done"
@@ -90,7 +113,7 @@ def test_a_finished_run_says_so_and_does_nothing(archive: Path, undisturbed: dic
 
 
 def test_a_run_of_another_configuration_is_refused_by_the_key_that_differs(
-    archive: Path, undisturbed: dict[str, str]
+    lucency: Command, archive: Path, undisturbed: dict[str, str]
 ) -> None:
     refused = lucency("audit", str(archive / "undisturbed.yaml"), "--set", "explain.map=input", folder=archive)
     assert refused.returncode == 1

@@ -16,7 +16,8 @@ from storage.records import Box
 from tests.storage.sample_files import dicom, raster, tarred, zipped
 from workflows import cataloguing, configuration
 from workflows.cataloguing import BuiltCatalogue, build_catalogue, listing_digest
-from workflows.cluster import ray_cluster
+
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 KEY = "k" * 32
 FILES = {
@@ -47,12 +48,6 @@ class _Heard:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with ray_cluster(configuration.Engine(), tmp_path_factory.mktemp("spill")):
-        yield
 
 
 @pytest.fixture

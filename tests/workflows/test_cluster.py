@@ -12,6 +12,7 @@ def test_what_ray_prints_of_the_cluster_does_not_mix_with_results(monkeypatch, c
     def start(*_: object) -> None:
         print("(raylet) a word while it starts")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have joined one
     monkeypatch.setattr(cluster, "_start", start)
     monkeypatch.setattr(cluster, "place", lambda engine: print("another, while it works"))
     monkeypatch.setattr(ray, "shutdown", lambda: print("and a last one"))

@@ -1,6 +1,5 @@
 """The tree that merges what shards left: any reduction, from any output, eight at a time in their order."""
 
-from collections.abc import Iterator
 from functools import reduce
 
 import numpy as np
@@ -10,8 +9,6 @@ from storage.errors import RunError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from tasks.reductions.grouped import GroupedSums
-from workflows.cluster import ray_cluster
-from workflows.configuration import Engine
 from workflows.merging import merge_tree, merged
 
 SHARDS = 83  # three levels, the last but one of eight and three parts
@@ -24,12 +21,11 @@ def sums(shard: int) -> GroupedSums:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objects]:
+def run(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Objects:
     run = Objects(str(tmp_path_factory.mktemp("run")))
     for shard in range(SHARDS):
         Ledger(run, "maps").commit(Manifest("maps", shard, 4), {"npz": sums(shard).to_bytes()})
-    with ray_cluster(Engine(), tmp_path_factory.mktemp("spill")):
-        yield run
+    return run
 
 
 def by_eights() -> GroupedSums:

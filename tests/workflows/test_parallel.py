@@ -10,17 +10,14 @@ import pytest
 import ray
 
 from storage.errors import RunError
-from workflows.cluster import ray_cluster
-from workflows.configuration import Engine
 from workflows.parallel import on_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _by_value(shared_ray: None) -> Iterator[None]:
     here = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import the tests
-    with ray_cluster(Engine(), tmp_path_factory.mktemp("spill")):
-        yield
+    yield
     ray.cloudpickle.unregister_pickle_by_value(here)
 
 

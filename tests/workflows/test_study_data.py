@@ -1,6 +1,5 @@
 """A study's images: each in one part, no patient in two, and nothing learned from labels that cannot teach."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from PIL import Image
 from storage.catalogue import CATALOGUE_SCHEMA, ids_digest, readable_count, shard_images
 from storage.errors import ConfigurationError
 from tests.small_audits import write_archive
-from workflows import configuration
-from workflows.cluster import ray_cluster
 from workflows.progress import SilentProgress
 from workflows.sections import checked
 from workflows.study.configuration import Study
@@ -23,18 +20,15 @@ IMAGES = 48
 WORDS = ("Cat", "Dog", "Cat|Dog", "No Finding")
 
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
+
 class _Heard(SilentProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with ray_cluster(configuration.Engine(), tmp_path_factory.mktemp("spill")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ class _Breaking:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
+def head(own_ray: None) -> Iterator[RayHead]:
     with ray_head() as head:
         yield head
 

@@ -19,12 +19,12 @@ from storage.objects import Objects
 from tests.small_trainings import IMAGES, SHARD, drawn, plan, pupils, write_data
 from workflows.training import feed as feeding
 from workflows.training import ray_train
-from workflows.training.epochs import STAGE, failure, last_state
+from workflows.training.epochs import STAGE, Seat, failure, last_state
 from workflows.training.feed import pictures_of
 from workflows.training.ray_train import Group, fits_now, room_for, run_group
 from workflows.training.run_trials import may_start
 from workflows.training.trials import TrialPlan, conclusion, history_of, tidy
-from workflows.training.worker import Seat, train
+from workflows.training.worker import train
 
 _ALONE = Seat(0, 1, torch.device("cpu"))
 
@@ -223,5 +223,5 @@ def test_faults_end_a_group_only_where_no_epoch_is_done_between_them(
     monkeypatch.setattr(ray_train, "TorchTrainer", Preempted)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     with pytest.raises(LucencyError, match=r"a training ended: .*the same command goes on from the last one"):
-        run_group(Group("a training", str(tmp_path), 1, 1.0, gpu=False, attempts=1), lambda _: None, {})
+        run_group(Group("a training", str(tmp_path), 2, 1.0, gpu=False, attempts=1), lambda *_: None, {})
     assert starts == [0, 1, 2, 3, 4]

@@ -1,7 +1,6 @@
 """An archive of volumes from its files to decoded blocks: many tasks read slices, one row and one array come out."""
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from tests.storage.sample_files import raster, tarred, zipped
 from tests.storage.volume_files import SPACING, acquired, nifti, ramp, series, slice_file
 from workflows import cataloguing, configuration
 from workflows.cataloguing import BuiltCatalogue, build_catalogue, decode_options, open_archive
-from workflows.cluster import ray_cluster
 from workflows.configuration import check
 from workflows.images import Images
 from workflows.progress import SilentProgress
 from workflows.shards import ShardReader
 from workflows.survey import archive_facts
+
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 KEY = "k" * 32
 RAMP = ramp()
@@ -57,12 +57,6 @@ FILES = {
     "t.tar.gz": tarred(_folder("t", _series(6)), mode="w:gz"),
 }
 VOLUMES = 8  # p1, p2, one, two, cut, both of the zip, t
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with ray_cluster(configuration.Engine(), tmp_path_factory.mktemp("spill")):
-        yield
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Training classifiers on Ray Train, from the catalogue and the decode path of the audits."""
+"""Training classifiers, from the catalogue and the decode path of the audits."""

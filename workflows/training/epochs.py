@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,22 @@ STAGE = "epochs"
 POLL_SECONDS = 2.0
 _FAILED = "failed"
 _LOG = logging.getLogger("lucency.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A worker's place in its group."""
+
+    rank: int
+    workers: int
+    device: torch.device
+
+
+Report = Callable[[int], None]
+"""Called behind an epoch; returns when all workers of the group have done it: none is a checkpoint ahead."""
+
+Loop = Callable[[dict[str, Any], Seat, Report], None]
+"""What a worker runs from the last checkpoint to the end. It gets references and plain values of its group's caller."""
 
 
 class Listener(Protocol):

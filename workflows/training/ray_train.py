@@ -1,11 +1,15 @@
-"""Runs a loop over epochs on the workers of one Ray Train group, and says in plain words why one ended."""
+"""Runs a loop over epochs on the workers of one group, and says in plain words why one ended.
+
+Several workers are a group of Ray Train's, which lets them find each other; one is a Ray task.
+"""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.train
+import ray.train.torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -14,9 +18,11 @@ from storage.errors import LucencyError
 from storage.ledger import Ledger
 from storage.objects import Objects
 from workflows.cluster import Placement
-from workflows.training.epochs import STAGE
+from workflows.training.alone import train_alone
+from workflows.training.epochs import STAGE, Loop, Seat
 
 _PLACEMENTS = 10
+_PATIENCE = 600.0  # seconds until a single worker without a GPU to be seen is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +44,52 @@ class Group:
         return {"CPU": self.cpus, "GPU": 1} if self.gpu else {"CPU": self.cpus}
 
 
-def run_group(group: Group, loop: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+def run_group(group: Group, loop: Loop, config: dict[str, Any]) -> None:
     """Run the loop on every worker to its end. Raises LucencyError.
 
-    Checkpoints are the ledger's, wherever the run is: a loop that is started anew goes on from there. Ray Train counts
+    Checkpoints are the ledger's, wherever the run is: a loop that is started anew goes on from there. Ray counts
     all faults there are; where machines come and go, none ends what gets on between them.
     """
     ledger = Ledger(Objects(group.folder), STAGE)
     while True:
         before = len(ledger.shards())
         try:
-            return _run_once(group, loop, config)
+            return _run_alone(group, loop, config) if group.workers == 1 else _run_together(group, loop, config)
         except (TrainingFailedError, RayError) as error:
             if len(ledger.shards()) == before:
                 raise too_few_gpus(group) or cause_of(error, group.name) from error
 
 
-def _run_once(group: Group, loop: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+def _run_alone(group: Group, loop: Loop, config: dict[str, Any]) -> None:
+    """Its place in the cluster is waited for, unless it wants a GPU and there is none."""
+    task = ray.remote(
+        num_cpus=group.cpus,
+        num_gpus=int(group.gpu),
+        max_retries=group.attempts - 1,
+        retry_exceptions=True,
+        max_calls=int(group.gpu),  # a process that has used a GPU keeps memory there until it ends
+    )(train_alone)
+    reference = task.remote(loop, config, "cuda" if group.gpu else "cpu")
+    while not ray.wait([reference], timeout=_PATIENCE)[0]:
+        error = too_few_gpus(group)
+        if error is not None:
+            ray.cancel(reference)
+            raise error
+    ray.get(reference)
+
+
+def _loop_of_ray_train(config: dict[str, Any]) -> None:
+    """On each of several workers. config: `loop` and what it gets, `given`."""
+    context = ray.train.get_context()
+    seat = Seat(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    config["loop"](config["given"], seat, lambda epoch: ray.train.report({"epoch": epoch}))
+
+
+def _run_together(group: Group, loop: Loop, config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="lucency-train-") as scratch:  # Ray Train keeps its own notes there
         trainer = TorchTrainer(
-            loop,
-            train_loop_config=config,
+            _loop_of_ray_train,
+            train_loop_config={"loop": loop, "given": config},
             scaling_config=ScalingConfig(
                 num_workers=group.workers, use_gpu=group.gpu, resources_per_worker=group.resources
             ),
@@ -122,7 +153,7 @@ def _cores() -> list[float]:
 
 def cause_of(error: Exception, name: str) -> LucencyError:
     """What a worker raised in our own words; else the class of what ended it, whose text may name files."""
-    failures = getattr(error, "worker_failures", {})
+    failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():
         found: BaseException | None = failure
         while found is not None:
@@ -130,7 +161,7 @@ def cause_of(error: Exception, name: str) -> LucencyError:
             if isinstance(found, LucencyError) and not isinstance(found, RayError):
                 return found
             found = getattr(found, "cause", None) or found.__cause__
-    kinds = sorted({type(failure).__name__ for failure in failures.values()}) or [type(error).__name__]
+    kinds = sorted({type(failure).__name__ for failure in failures.values()})
     return LucencyError(
         f"{name} ended: {', '.join(kinds)}. Finished epochs are kept, and the same command goes on from the last one. "
         "Is memory short, is the cluster full, or are machines being taken away? Ray's logs say more."

@@ -37,9 +37,9 @@ def train_trials(
     attempts: how often a trial's workers are started without an epoch done in between; study: what MLflow files the
     trials under. Finished trials and those that were given up are not trained again; what was interrupted goes on from
     its last epoch. Where others use the cluster too, a trial waits for what they leave free, unless none of ours runs:
-    one that finds no place within minutes ends, until the same command is given again.
+    one of several workers that finds no place for them within minutes ends, until the same command is given again.
 
-    Each trial is a Ray task that runs a Ray Train group. Ray Tune is not between them: nothing is searched here, every
+    Each trial is a Ray task that runs a group of workers. Ray Tune is not between them: nothing is searched here, every
     trial is known beforehand, none is stopped because of another, and how each ended is in its own ledger.
     """
     outage, ended, waiting = Outage(), dict[str, str | None](), deque[TrialPlan]()

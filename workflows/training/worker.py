@@ -1,14 +1,11 @@
 """One of the workers that train a classifier together: its part of every batch, the sums with the others, the
 checkpoints."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-import ray.train.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,34 +16,22 @@ from tasks.fitting import even_batches, even_parts
 from tasks.losses import Loss
 from tasks.training import Training
 from workflows.starting import build_start
-from workflows.training.epochs import STAGE, commit_epoch, give_up, last_state, together_of
+from workflows.training.epochs import STAGE, Report, Seat, commit_epoch, give_up, last_state, together_of
 from workflows.training.feed import Pupils, pictures_of
 from workflows.training.trials import TrialPlan, conclude
 from workflows.workers import repeatable
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A worker's place in its group."""
-
-    rank: int
-    workers: int
-    device: torch.device
-
-
-def train_on_worker(config: dict[str, Any]) -> None:
-    """Ray Train's loop on each worker. config: `plan`, a reference to the TrialPlan, and `threads`.
+def train_on_worker(config: dict[str, Any], seat: Seat, report: Report) -> None:
+    """The loop of each worker. config: `plan`, a reference to the TrialPlan, and `threads`.
 
     After every epoch the first worker commits a checkpoint. A worker that begins goes on from the last one.
     """
-    context, device = ray.train.get_context(), ray.train.torch.get_device()
-    repeatable(device.type, config["threads"])
-    seat = Seat(context.get_world_rank(), context.get_world_size(), device)
-    # The workers wait for each other after an epoch: none is a checkpoint ahead.
-    train(ray.get(config["plan"]), seat, lambda epoch: ray.train.report({"epoch": epoch}))
+    repeatable(seat.device.type, config["threads"])
+    train(ray.get(config["plan"]), seat, report)
 
 
-def train(plan: TrialPlan, seat: Seat, report: Callable[[int], None]) -> None:
+def train(plan: TrialPlan, seat: Seat, report: Report) -> None:
     """Train to the end, from wherever the ledger says that the trial is; `report` is called behind every epoch.
 
     A loss that is no number any more ends the trial with that reason: no worker tries it again, and nothing that was
@@ -64,7 +49,7 @@ def train(plan: TrialPlan, seat: Seat, report: Callable[[int], None]) -> None:
         conclude(plan, training)
 
 
-def _run_epochs(training: Training, feed: "_Feed", ledger: Ledger, report: Callable[[int], None]) -> None:
+def _run_epochs(training: Training, feed: "_Feed", ledger: Ledger, report: Report) -> None:
     plan, seat = feed.plan, feed.seat
     while not training.done:
         epoch = len(training.history)
