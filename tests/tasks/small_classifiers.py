@@ -36,13 +36,13 @@ QUICK: dict[str, Rule] = dict(RULES) | {
 QUICK_METHODS: dict[str, Method] = {
     **QUICK,
     "m-cam": MCam(Memory.seeded(3, 12, (4, 4), 5, slots=6)),  # for the features of `small`
-    "glas": GlasMap("fusion", Glas(3)),
-    "glas-light": GlasMap("light", Glas(3)),
-    "glas-shadow": GlasMap("shadow", Glas(3)),
-    "rglas": RglasMap(Recursive(Glas(3), iterations=2)),
+    "glas": GlasMap("fusion", Glas(2)),
+    "glas-light": GlasMap("light", Glas(2)),
+    "glas-shadow": GlasMap("shadow", Glas(2)),
+    "rglas": RglasMap(Recursive(Glas(2), iterations=2)),
     "occlusion": OcclusionMap(4, 2),
-    "rise": RiseMap(20, 5),
-    "lime": LimeMap(20, 4),
+    "rise": RiseMap(8, 5),
+    "lime": LimeMap(12, 4),
     "gradient": InputGradient(),
     "meaningful-perturbation": MeaningfulPerturbation(4, 3),
 }
@@ -104,10 +104,17 @@ def small(head: nn.Module | None = None, *, layer: str = "trunk", seed: int = 0,
 
 
 def from_torchvision(name: str, *, classes: int = 5, size: int = 64, device: torch.device = CPU) -> Classifier:
-    """Random weights, the layer `auto` takes, and batch normalisation and heads that do something."""
+    """Random weights, the layer `auto` takes, and batch normalisation and heads that do something.
+
+    "narrow densenet" is a DenseNet of 62 features, for what takes a forward for each.
+    """
     torch.manual_seed(0)
-    options = {"image_size": size} if name.startswith("vit") else {}
-    module = getattr(torchvision.models, name)(num_classes=classes, **options).eval()
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
+    if name == "narrow densenet":
+        make, options = torchvision.models.DenseNet, {"growth_rate": 8, "block_config": (2, 2, 4, 4)}
+    else:
+        make = getattr(torchvision.models, name)
+    module = make(num_classes=classes, **options).eval()
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
@@ -152,6 +159,18 @@ def evidence_of(
             targets < 0,
             Probes(model, capture, batch, forward, names(images), step=step),
         )
+
+
+def rounding(model: Classifier, images: Tensor) -> float:
+    """How far two float32 evaluations of the logits may lie apart, whatever batch and instructions they take.
+
+    n products that are added up behind each other lose about sqrt(n) u of the logits' size each time, u = 2^-24 (Higham
+    and Mary, SIAM J. Sci. Comput. 41, 2019); two lose it each.
+    """
+    weights = [part.weight for part in model.module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    products = sum(weight[0].numel() for weight in weights)
+    with torch.no_grad():
+        return 2 * products**0.5 * 2**-24 * model.module(images).abs().max().item()
 
 
 def pixels(model: Classifier, images: list[NDArray[np.uint8]]) -> Tensor:

@@ -14,7 +14,7 @@ from tasks.cams.scaling import CommonScale
 from tasks.capture import capturing
 from tasks.explain import ExplainSettings, explain_shard
 from tasks.profile import Profile, ProfileSettings, profile_shard
-from tests.tasks.small_classifiers import QUICK_METHODS, deep_head, names, pictures, pixels, small, some_truth
+from tests.tasks.small_classifiers import QUICK_METHODS, deep_head, names, pictures, pixels, rounding, small, some_truth
 
 _PAINTED = ("glas", "glas-light", "glas-shadow", "rglas")
 
@@ -45,7 +45,8 @@ def test_a_model_without_a_target_layer_can_still_be_differentiated_as_a_whole(m
     whole = [
         explained(one, images, [method], map="input", targets="all", columns=5) for one in (black_box(model), model)
     ]
-    np.testing.assert_array_equal(whole[0].maps[method], whole[1].maps[method])
+    most = np.abs(whole[1].maps[method].astype(np.float32)).max()
+    np.testing.assert_allclose(whole[0].maps[method], whole[1].maps[method], rtol=0, atol=2**-9 * most)  # float16
     assert opened.maps[method].shape == (2, 5, 4, 4)
 
 
@@ -62,7 +63,7 @@ def test_a_black_box_is_asked_without_a_hook_or_a_graph(device):
     handle.remove()
     with torch.no_grad():
         expected = model.module(pixels(model, pictures(3)))
-    assert torch.equal(forward.logits, expected)
+    assert (forward.logits - expected).abs().max() <= rounding(model, pixels(model, pictures(3)))
     assert not forward.logits.requires_grad
 
 
@@ -95,10 +96,11 @@ def test_its_maps_are_those_of_the_same_model_with_a_layer(task, device):
     with_layer = explained(model, images, _PAINTED, **settings)
     without = explained(black_box(model), images, _PAINTED, **settings)
     assert without.failures == {}
-    np.testing.assert_array_equal(without.logits, with_layer.logits)
+    np.testing.assert_allclose(without.logits, with_layer.logits, rtol=0, atol=rounding(model, pixels(model, images)))
     for name in _PAINTED:
         assert without.maps[name].astype(np.float32).std() > 0
-        np.testing.assert_array_equal(without.maps[name], with_layer.maps[name])
+        most = np.abs(with_layer.maps[name].astype(np.float32)).max()
+        np.testing.assert_allclose(without.maps[name], with_layer.maps[name], rtol=0, atol=2**-9 * most)  # float16
 
 
 def test_its_native_maps_have_a_cell_for_each_of_glas():

@@ -30,6 +30,7 @@ from tests.tasks.small_classifiers import (
 from tests.tasks.test_rules import WithoutInPlaceRelu
 
 ARCHITECTURES = ["resnet18", "densenet121"]
+narrow = pytest.mark.parametrize("model", ["resnet18", "narrow densenet"], indirect=True)  # a forward for each feature
 TARGETS = torch.tensor([[0], [3], [1]])
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
@@ -138,6 +139,7 @@ class UpsampledAsEverywhereElse:
         return interpolate(activation, self.size, mode="bilinear", align_corners=False)
 
 
+@narrow
 def test_score_weights_are_pytorch_grad_cams_but_for_aligned_corners(model, subject, monkeypatch):
     monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", UpsampledAsEverywhereElse)
     images = pixels(model, pictures(1, size=64))
@@ -156,6 +158,7 @@ def scaled(maps):
     return (maps - low) / (high - low).clamp(min=1e-30)
 
 
+@narrow
 @pytest.mark.parametrize(("name", "rule"), [("SSCAM", SsCam(1, 0.5)), ("ISCAM", IsCam(1))])
 def test_masking_weights_are_torchcams_once_it_scales_the_mask_and_not_the_feature(
     model, subject, monkeypatch, name, rule

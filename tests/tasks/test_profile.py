@@ -21,7 +21,7 @@ from tests.tasks.small_classifiers import (
     some_truth,
 )
 
-IMAGES = 13
+IMAGES = 9
 SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True, rules=QUICK_METHODS)
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
@@ -138,7 +138,7 @@ def test_shards_merge_to_the_whole_in_any_order(model):
     whole = profile(model, images, truth, settings)
     parts = [
         profile(model, [images[place] for place in places], rows(truth, places), settings)
-        for places in (np.array([7, 3, 9]), np.array([0, 1, 2, 4, 5, 6]), np.array([8, 10, 11, 12]))
+        for places in (np.array([7, 3]), np.array([0, 1, 2, 4, 5]), np.array([6, 8]))
     ]
     merged = reduce(Profile.merge, parts)
     assert_same(merged, whole, rtol=1e-9, atol=1e-12)

@@ -387,14 +387,15 @@ def test_seconds_are_those_of_each_base_method_alone():
 
 @pytest.mark.parametrize("checks", [CHECKS, ("repeated",), ("randomised",)])
 def test_forwards_are_those_that_are_made(checks):
-    """Grad-CAM shares the one forward, RISE asks for its 20 masks besides."""
+    """Grad-CAM shares the one forward, RISE asks for its masks besides."""
     model, other, counted = small(), small(seed=9), []
     for one in (model, other):
         one.module.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
     asked = SanitySettings(frozenset(checks), steps=2)
     check(model, "grad-cam", "rise", asked=asked, permuted=other)
+    masks = QUICK_METHODS["rise"].masks
     for_the_order = 1 if "randomised" in checks else 0
-    assert sum(counted) - for_the_order == forwards(5, asked, together=1 + 20, alone=1 + 1 + 20)
+    assert sum(counted) - for_the_order == forwards(5, asked, together=1 + masks, alone=1 + 1 + masks)
 
 
 def test_volumes_are_checked_too():

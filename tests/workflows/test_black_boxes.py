@@ -16,7 +16,17 @@ from torch import nn
 
 from storage.errors import ConfigurationError, ModelError
 from tasks.profile import ProfileSettings
-from tests.black_box_models import INPUT, answers, built, network, onnx_of, some_images, torchscript_of, write
+from tests.black_box_models import (
+    INPUT,
+    answers,
+    built,
+    network,
+    onnx_of,
+    rounding,
+    some_images,
+    torchscript_of,
+    write,
+)
 from workflows.configuration import Model, check
 from workflows.configuration_file import load
 from workflows.models import describe, fetch_model
@@ -31,11 +41,17 @@ def scripted(folder, module, **keys):
     return built(f"torchscript:{write(folder, 'model.pt', torchscript_of(module))}", **{"trust": "pickle", **keys})
 
 
+def assert_answers(classifier):
+    """As the network does, but for what a compiler may do to the order of its sums."""
+    error = answers(classifier, some_images()) - network()(some_images())
+    assert (error.abs() <= rounding(network(), some_images())).all()
+
+
 class TestTorchScript:
     def test_it_answers_as_the_model_did(self, tmp_path):
         module = network()
         classifier = scripted(tmp_path, module, classes=["a", "b", "c"])
-        assert torch.equal(answers(classifier, some_images()), module(some_images()))
+        assert_answers(classifier)
         assert (classifier.layer, classifier.classes) == (None, ("a", "b", "c"))
 
     def test_it_is_known_by_its_file(self, tmp_path):
@@ -50,7 +66,7 @@ class TestTorchScript:
 
     def test_training_mode_is_left_behind(self, tmp_path):
         classifier = scripted(tmp_path, nn.Sequential(*network(), nn.Dropout(0.9)).train())
-        assert torch.equal(answers(classifier, some_images()), network()(some_images()))
+        assert_answers(classifier)
 
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         with pytest.raises(ModelError, match="TorchScript program cannot be opened"):
@@ -76,7 +92,7 @@ class TestTorchScript:
 class TestOnnx:
     def test_it_answers_as_the_model_did(self, tmp_path):
         classifier = built(f"onnx:{write(tmp_path, 'model.onnx', onnx_of(network()))}")
-        torch.testing.assert_close(answers(classifier, some_images()), network()(some_images()), rtol=1e-5, atol=1e-5)
+        assert_answers(classifier)
 
     def test_it_is_known_by_its_file(self, tmp_path):
         description = describe(built(f"onnx:{write(tmp_path, 'model.onnx', onnx_of(network()))}"))
@@ -93,7 +109,7 @@ class TestOnnx:
     def test_a_batch_of_one_only_is_asked_image_by_image(self, tmp_path):
         data = onnx_of(network(), shape=(1, 1, 64, 64))
         classifier = built(f"onnx:{write(tmp_path, 'model.onnx', data)}")
-        torch.testing.assert_close(answers(classifier, some_images()), network()(some_images()), rtol=1e-5, atol=1e-5)
+        assert_answers(classifier)
 
     @pytest.mark.parametrize(
         ("shape", "why"),

@@ -145,7 +145,7 @@ def test_streaming_keeps_one_image_at_a_time():
         return found
 
     peak(5)
-    assert peak(200) < 1.3 * peak(20)
+    assert peak(60) < 1.3 * peak(10)
 
 
 @pytest.fixture(scope="module")
