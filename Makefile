@@ -1,15 +1,22 @@
-# `make` lists the targets. Needs Python 3.11 or newer with venv; everything else goes into $(VENV).
+# `make` lists the targets. Needs Python 3.11, 3.12 or 3.13 with venv; everything else goes into $(VENV).
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c "$(SUPPORTED)" 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
+UV ?= $(shell command -v uv)# installs faster where it is there; pip, with its configuration, where this is empty
 DEMO ?= build/demo
 BIN := $(VENV)/bin
 ROOMS := storage tasks workflows
 CODE := $(ROOMS) benchmarks examples tests docs
+PROCESSES ?= 2
+# One thread each, unless OMP_NUM_THREADS says more; at the end what was skipped and what took longest.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile \
+	--no-loadscope-reorder -rs --durations=10
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types contracts check format reference constraints clean
+.PHONY: help demo test test-quick lint types contracts check format reference constraints clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +26,10 @@ demo: $(VENV)/.installed-demo ## audit real DICOM files and photographs, print t
 	@$(BIN)/lucency audit $(DEMO)/audit.yaml
 
 test: $(VENV)/.installed-test ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) $(TESTS)
+
+test-quick: $(VENV)/.installed-test ## what needs neither Ray nor a whole example
+	$(PYTEST) -m "not ray and not whole" $(TESTS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check $(CODE)
@@ -48,10 +58,12 @@ clean: ## remove what the demo, tests and tools left, not the environment
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lucency needs Python 3.11 or newer: make PYTHON=...")'
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || \
+		{ echo "Lucency needs Python 3.11, 3.12 or 3.13: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # One install a set of extras: demo is what a user has, test and dev add tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) \
+		--quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@

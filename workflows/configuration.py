@@ -255,7 +255,7 @@ class Explain(_Section):
 
 
 class Engine(_Section):
-    """How the work is cut and where it runs. Shard plan and batch fix the result to the bit."""
+    """How the work is cut and where it runs. Shards, batch, threads and kind of processor fix the result to the bit."""
 
     address: str | None = Field(None, description="Ray cluster to join; none starts one on this machine")
     device: Literal["auto", "cuda", "cpu"] = "auto"
