@@ -161,7 +161,7 @@ class _Feed:
         wanted: dict[int, list[str]] = {}
         for shard, name in zip(examples.shards[every].tolist(), examples.ids[every].tolist(), strict=True):
             wanted.setdefault(shard, []).append(name)
-        read: Any = ray.remote(ShardReader.read).options(num_cpus=lesson.decode_cpus, max_retries=3)
+        read = _read_task.options(num_cpus=lesson.decode_cpus)
         tables: dict[int, ray.ObjectRef[Any]] = {}
         images: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
 
@@ -202,3 +202,6 @@ class _Feed:
 def _pixels(block: pa.Table, classifier: Classifier) -> dict[str, np.ndarray[Any, Any]]:
     images = Images.of(block, classifier.classes)
     return dict(zip(images.ids, images.pixels, strict=True))
+
+
+_read_task: Any = ray.remote(max_retries=3)(ShardReader.read)

@@ -22,7 +22,7 @@ from workflows.training.alone import train_alone
 from workflows.training.epochs import STAGE, Loop, Seat
 
 _PLACEMENTS = 10
-_PATIENCE = 600.0  # seconds until a single worker without a GPU to be seen is given up
+_PATIENCE = 600.0  # seconds until a single worker is given up for which no machine is large enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Group:
 def run_group(group: Group, loop: Loop, config: dict[str, Any]) -> None:
     """Run the loop on every worker to its end. Raises LucencyError.
 
-    Checkpoints are the ledger's, wherever the run is: a loop that is started anew goes on from there. Ray counts
-    all faults there are; where machines come and go, none ends what gets on between them.
+    Checkpoints are the ledger's, wherever the run is: a loop that is started anew goes on from there. Attempts
+    count all faults there are; where machines come and go, none ends what gets on between them.
     """
     ledger = Ledger(Objects(group.folder), STAGE)
     while True:
@@ -61,21 +61,36 @@ def run_group(group: Group, loop: Loop, config: dict[str, Any]) -> None:
 
 
 def _run_alone(group: Group, loop: Loop, config: dict[str, Any]) -> None:
-    """Its place in the cluster is waited for, unless it wants a GPU and there is none."""
+    """Attempts are counted here: Ray itself tries what ran out of memory again without end."""
     task = ray.remote(
         num_cpus=group.cpus,
         num_gpus=int(group.gpu),
-        max_retries=group.attempts - 1,
-        retry_exceptions=True,
+        max_retries=0,
         max_calls=int(group.gpu),  # a process that has used a GPU keeps memory there until it ends
     )(train_alone)
-    reference = task.remote(loop, config, "cuda" if group.gpu else "cpu")
+    for left in reversed(range(group.attempts)):
+        try:
+            return _wait_for(task.remote(loop, config, "cuda" if group.gpu else "cpu"), group)
+        except RayError:
+            if not left:
+                raise
+
+
+def _wait_for(reference: Any, group: Group) -> None:
+    """Its place is waited for, unless no machine of the cluster has such a one."""
     while not ray.wait([reference], timeout=_PATIENCE)[0]:
-        error = too_few_gpus(group)
-        if error is not None:
+        if not _has_place(group):
             ray.cancel(reference)
-            raise error
+            raise too_few_gpus(group) or LucencyError(
+                f"{group.name} asks for {group.resources}, and no machine of the cluster has as much. "
+                "The same command goes on where one has."
+            )
     ray.get(reference)
+
+
+def _has_place(group: Group) -> bool:
+    wanted = group.resources.items()
+    return any(all(there.get(name, 0.0) >= amount for name, amount in wanted) for there in _resources_by_node())
 
 
 def _loop_of_ray_train(config: dict[str, Any]) -> None:
