@@ -4,7 +4,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c "$(SUPPORTED)" 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
-UV ?= $(shell command -v uv)# installs faster where it is there; pip, with its configuration, where this is empty
+UV ?=# make UV=uv installs in a quarter of pip's time; it does not read pip's configuration
 DEMO ?= build/demo
 BIN := $(VENV)/bin
 ROOMS := storage tasks workflows

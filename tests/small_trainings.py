@@ -187,8 +187,9 @@ class KillingWorkers(SilentProgress):
         self._left -= count
         self.moments.add(self._first.stat().st_mtime_ns)
         if not self.victims and self._left:
-            for child in psutil.Process().children(recursive=True):
-                if any(name in title(child) for name in ("ray::train_alone", "TrainWorker")):  # Ray Train's, of several
-                    with suppress(psutil.NoSuchProcess):
-                        child.kill()
-                        self.victims.append(child.pid)
+            names = ("ray::train_alone", "TrainWorker")  # Ray Train's, of several
+            children = psutil.Process().children(recursive=True)
+            for child in [one for one in children if any(name in title(one) for name in names)]:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+                    self.victims.append(child.pid)

@@ -23,6 +23,7 @@ from workflows.training.epochs import Seat
 from workflows.training.pixels import store_pixels
 from workflows.training.trials import TrialPlan, conclusion, history_of
 from workflows.training.worker import train
+from workflows.workers import repeatable
 
 # Of Ray Data and of MLflow's database, to their authors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -148,8 +149,13 @@ def test_processes_lost_in_mid_training_cost_no_bit(folder: Path, together: dict
         raise _Lost
 
     asked = plan(folder, "killed", source="slow_network")
-    with pytest.raises(_Lost):
-        train(asked, Seat(0, 1, torch.device("cpu")), end)
+    threads = torch.get_num_threads()
+    repeatable("cpu", 1)
+    try:
+        with pytest.raises(_Lost):
+            train(asked, Seat(0, 1, torch.device("cpu")), end)
+    finally:
+        torch.set_num_threads(threads)
     assert conclusion(asked) is None
     (first,) = (folder / "trials/killed/.ledger/epochs").glob("*.json")
     moment = first.stat().st_mtime_ns

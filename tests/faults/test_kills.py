@@ -46,7 +46,8 @@ def undisturbed(lucency: Command, archive: Path) -> dict[str, str]:
 class _KillingAnActor(SilentProgress):
     """Kills the only actor of a stage below this process when it has done a shard and has others to do."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, run: Path, stage: str) -> None:
+        self._run = run
         self._stage = stage
         self.victims: list[int] = []
         self._before: int | None = None
@@ -59,6 +60,7 @@ class _KillingAnActor(SilentProgress):
         elif count:
             (victim,) = model_actors(psutil.Process(), stage)
             victim.kill()
+            assert _committed(self._run, stage) < _SHARDS
             self.victims.append(victim.pid)
 
 
@@ -79,7 +81,7 @@ def test_drivers_and_actors_killed_in_each_pass_cost_no_finished_shard_no_image_
     kill(second)
     finished = _finished(run, "maps") | finished  # of what was done before, the moment of then
 
-    killing = _KillingAnActor("maps")
+    killing = _KillingAnActor(run, "maps")
     audit(load(slow, ()), killing, str(archive))
     assert killing.victims
     assert all(path.stat().st_mtime_ns == moment for path, moment in finished.items())

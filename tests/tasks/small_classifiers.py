@@ -164,13 +164,14 @@ def evidence_of(
 def rounding(model: Classifier, images: Tensor) -> float:
     """How far two float32 evaluations of the logits may lie apart, whatever batch and instructions they take.
 
-    n products that are added up behind each other lose about sqrt(n) u of the logits' size each time, u = 2^-24 (Higham
-    and Mary, SIAM J. Sci. Comput. 41, 2019); two lose it each.
+    A sum of n products loses about sqrt(n) u of its terms' size, u = 2^-24, where errors have random signs (Higham and
+    Mary, SIAM J. Sci. Comput. 41, 2019). Of deep networks the logits' own size stands for their terms' here, with a
+    factor of 4 for that and for unlucky signs; two evaluations lose it each.
     """
     weights = [part.weight for part in model.module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     products = sum(weight[0].numel() for weight in weights)
     with torch.no_grad():
-        return 2 * products**0.5 * 2**-24 * model.module(images).abs().max().item()
+        return 4 * 2 * products**0.5 * 2**-24 * model.module(images).abs().max().item()
 
 
 def pixels(model: Classifier, images: list[NDArray[np.uint8]]) -> Tensor:

@@ -16,7 +16,7 @@ from workflows.parallel import on_ray
 @pytest.fixture(scope="module", autouse=True)
 def _by_value(shared_ray: None) -> Iterator[None]:
     here = sys.modules[__name__]
-    ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import the tests
+    ray.cloudpickle.register_pickle_by_value(here)  # workers need not import pytest for them
     yield
     ray.cloudpickle.unregister_pickle_by_value(here)
 
