@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from ray.exceptions import WorkerCrashedError
 from ray.train import TrainingFailedError
 
 from storage.arrays import create_pixels, open_pixels, write_pixels
@@ -225,3 +227,32 @@ def test_faults_end_a_group_only_where_no_epoch_is_done_between_them(
     with pytest.raises(LucencyError, match=r"a training ended: .*the same command goes on from the last one"):
         run_group(Group("a training", str(tmp_path), 2, 1.0, gpu=False, attempts=1), lambda *_: None, {})
     assert starts == [0, 1, 2, 3, 4]
+
+
+def test_a_lone_worker_is_tried_as_often_as_its_group_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own retries are off: what ran out of memory it would try again without end."""
+    tried: list[dict[str, Any]] = []
+
+    def lost(*_: Any) -> None:
+        raise WorkerCrashedError
+
+    def remote(**options: Any) -> Any:
+        return lambda function: SimpleNamespace(remote=lambda *_: tried.append(options))
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray_train, "_wait_for", lost)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    with pytest.raises(LucencyError, match="a training ended: WorkerCrashedError"):
+        run_group(Group("a training", str(tmp_path), 1, 1.0, gpu=False, attempts=3), lambda *_: None, {})
+    assert [options["max_retries"] for options in tried] == [0, 0, 0]
+
+
+def test_a_lone_worker_for_which_no_machine_is_large_enough_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    with pytest.raises(LucencyError, match=r"a training asks for .*no machine of the cluster has as much"):
+        ray_train._wait_for("reference", Group("a training", "RUN", 1, 2.0, gpu=False, attempts=1))
+    assert cancelled == ["reference"]
