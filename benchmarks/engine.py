@@ -94,7 +94,7 @@ class PeakMemory:
             self.driver = max(self.driver, _private(me))
             for child in me.children(recursive=True):
                 try:
-                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::MapWorker"):
+                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::ModelHost"):
                         self.actor = max(self.actor, _private(child))
                 except (psutil.Error, IndexError):
                     continue

@@ -37,6 +37,7 @@ from workflows.merging import merge_tree
 from workflows.notes import notes_of
 from workflows.passes import pass_rejections, run_pass
 from workflows.plan import freeze
+from workflows.pool import ModelPool
 from workflows.profile_arrays import named
 from workflows.progress import Progress
 from workflows.regions import write_regions
@@ -50,6 +51,7 @@ from workflows.shards import ShardReader
 from workflows.state import digest, meaning, now, read_state, refuse_changes, state_folder, versions, write_state
 from workflows.survey import (
     FACTS_COLUMNS,
+    ArchiveFacts,
     LoadedModel,
     Settings,
     archive_facts,
@@ -131,19 +133,19 @@ def _go(audit: _Audit, state: dict[str, Any] | None, digests: dict[str, str]) ->
         audit = replace(audit, model=model)
         settings = settle(configuration, model.description, facts, model.regions, model.memory)
     reader = ShardReader(run, audit.archive, decode_options(configuration.archive))
-    package = ray.put(audit.model.package)
     state["shards"] = {"count": facts.shards, "images": facts.shard_images}
-    with _timed(audit, state, "profile", facts.images):
-        profile = _profile_pass(audit, settings, reader, package, facts.shards)
-    with _timed(audit, state, "maps", facts.images):
-        scales = scales_of(configuration.explain, settings, model.description, profile)
-        _maps_pass(audit, settings, reader, package, facts.shards, scales)
-    sanity = configuration.measures.sanity
-    asked = _timed(audit, state, "sanity", min(sanity.images, facts.images)) if sanity.checks else nullcontext()
-    with asked:
-        state["costs"] = run_sanity(
-            run, configuration, model, settings.explain, scales, reader, audit.placement, package, audit.progress
-        )
+    with ModelPool(audit.placement, ray.put(audit.model.package)) as pool:
+        with _timed(audit, state, "profile", facts.images):
+            profile = _profile_pass(audit, settings, reader, pool, facts)
+        with _timed(audit, state, "maps", facts.images):
+            scales = scales_of(configuration.explain, settings, model.description, profile)
+            _maps_pass(audit, settings, reader, pool, facts, scales)
+        sanity = configuration.measures.sanity
+        asked = _timed(audit, state, "sanity", min(sanity.images, facts.images)) if sanity.checks else nullcontext()
+        with asked:
+            state["costs"] = run_sanity(
+                run, configuration, model, settings.explain, scales, reader, pool, audit.progress
+            )
     for folder in ("profile.zarr", "maps.zarr"):
         run.sweep(folder)
     classes = tuple(audit.model.description.classes)
@@ -232,9 +234,9 @@ def _fitted(audit: _Audit, fit: Fit, state: dict[str, Any]) -> LoadedModel:
 
 
 def _profile_pass(
-    audit: _Audit, settings: Settings, reader: ShardReader, package: "ray.ObjectRef[Any]", shards: int
+    audit: _Audit, settings: Settings, reader: ShardReader, pool: ModelPool, facts: ArchiveFacts
 ) -> Profile:
-    run = audit.run
+    run, shards = audit.run, range(facts.shards)
     merged = Ledger(run, "merge")
     if 0 in merged.done():
         return Profile.from_bytes(merged.output(0, "npz"))
@@ -242,12 +244,13 @@ def _profile_pass(
         stage="profile",
         reader=reader,
         worker=ProfileWorker,
-        arguments=(package, ray.put(settings.profile)),
+        arguments=(ray.put(settings.profile),),
         commit=ProfileCommit(run),
         attempts=audit.configuration.engine.attempts,
+        shard_bytes=facts.shard_bytes,
     )
-    run_pass(work, run, dict.fromkeys(range(shards), ()), audit.placement, audit.progress)
-    profile = merge_tree(run, "profile", "npz", range(shards), Profile)
+    run_pass(work, run, dict.fromkeys(shards, ()), pool, audit.progress)
+    profile = merge_tree(run, "profile", "npz", shards, Profile)
     limits = audit.configuration.explain.limits
     arrays = dict(profile.arrays())
     for base in settings.profile.bases:
@@ -262,8 +265,8 @@ def _maps_pass(
     audit: _Audit,
     settings: Settings,
     reader: ShardReader,
-    package: "ray.ObjectRef[Any]",
-    shards: int,
+    pool: ModelPool,
+    facts: ArchiveFacts,
     scales: Scales,
 ) -> None:
     run = audit.run
@@ -276,19 +279,20 @@ def _maps_pass(
         stage="maps",
         reader=reader,
         worker=ExplainWorker,
-        arguments=(package, ray.put(settings.explain), ray.put(scales)),
+        arguments=(ray.put(settings.explain), ray.put(scales)),
         commit=MapsCommit(
             run, settings.maps.shard_images, settings.maps.images, tuple(description.classes), description.task
         ),
         attempts=audit.configuration.engine.attempts,
+        shard_bytes=facts.shard_bytes,
     )
-    skips: dict[int, list[str]] = {shard: [] for shard in range(shards)}
+    skips: dict[int, list[str]] = {shard: [] for shard in range(facts.shards)}
     known = [item.id for item in pass_rejections(run, "profile")]
     if known:
         rows = read_table(run, "catalogue.parquet", ["id", "shard"])
         for row in rows.filter(pc.is_in(rows["id"], pa.array(known))).to_pylist():
             skips[row["shard"]].append(row["id"])
-    run_pass(work, run, skips, audit.placement, audit.progress)
+    run_pass(work, run, skips, pool, audit.progress)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a shard's work leaves, on its way from the actor to the run: a row of bytes, then files, then a manifest.
 
-Commit tasks need no torch, so they start fast.
+Commits run in Ray's CPU tasks, which start fast because nothing here needs torch.
 """
 
 import io
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
-from storage.arrays import write_maps
+from storage.arrays import write_features, write_maps, write_pixels
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Note, Rejection
@@ -49,7 +50,7 @@ def shard_result(
 
 
 def guarded(work: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
-    """Carry a fault to the driver as a row: Ray Data would drop the block and go on without it.
+    """Carry a fault to the driver as a row: one that is raised counts as a shard lost with its worker.
 
     Only work that has seen neither file names nor headers runs inside, so the fault's text holds none.
     """
@@ -60,6 +61,25 @@ def guarded(work: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
         text = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
         row = {"shard": block["shard"][0].as_py(), "images": 0, "error": text}
         return pa.Table.from_pylist([row], schema=_RESULT)
+
+
+def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Arrays by name as one npz: they cross from process to process without pickle."""
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for allow_pickle
+    return sink.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def commit_shard(commit: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
+    return commit(block)
+
+
+commit_task = ray.remote(max_retries=0)(commit_shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +115,7 @@ class MapsCommit:
         row = block.to_pylist()[0]
         if row["error"] is not None:
             return block.drop_columns(["output"])
-        with np.load(io.BytesIO(row["output"]), allow_pickle=False) as packed:
-            arrays = dict(packed)
+        arrays = unpacked(row["output"])
         start = row["shard"] * self.shard_images
         length = min(self.shard_images, self.images - start)
         position = arrays["rows"] - start
@@ -114,6 +133,54 @@ class MapsCommit:
             outputs[DETECTORS] = arrays["detectors"].tobytes()
         outputs |= {name: to_bytes(table) for name, table in zip(TABLES, tables, strict=False)}
         Ledger(self.run, "maps").commit(manifest_of("maps", row), outputs)
+        return block.drop_columns(["output"])
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCommit:
+    """Writes one shard's activations, its logits and labels, then its manifest."""
+
+    run: Objects
+    shard_images: int
+    images: int  # rows of features.zarr
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self._commit, block)
+
+    def _commit(self, block: pa.Table) -> pa.Table:
+        row = block.to_pylist()[0]
+        if row["error"] is None:
+            arrays = unpacked(row["output"])
+            activation = arrays.pop("activation", None)
+            if activation is not None and len(activation):
+                start = row["shard"] * self.shard_images
+                length = min(self.shard_images, self.images - start)
+                write_features(self.run, start, placed_rows(activation, arrays["rows"] - start, length, np.nan))
+            Ledger(self.run, "features").commit(manifest_of("features", row), {"npz": packed(arrays)})
+        return block.drop_columns(["output"])
+
+
+@dataclass(frozen=True, slots=True)
+class PixelCommit:
+    """Writes one shard's pictures, then its manifest."""
+
+    run: Objects
+    shard_images: int
+    images: int  # rows of pixels.zarr
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self._commit, block)
+
+    def _commit(self, block: pa.Table) -> pa.Table:
+        row = block.to_pylist()[0]
+        if row["error"] is None:
+            if row["images"]:
+                arrays = unpacked(row["output"])
+                rows, pixels = arrays["rows"], arrays["pixels"]
+                start = row["shard"] * self.shard_images
+                length = min(self.shard_images, self.images - start)
+                write_pixels(self.run, start, placed_rows(pixels, rows - start, length, 0))
+            Ledger(self.run, "pixels").commit(manifest_of("pixels", row))
         return block.drop_columns(["output"])
 
 

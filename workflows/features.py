@@ -3,22 +3,18 @@
 It finds the images that cannot be used, and keeps logits, labels and, where they are to be cached, activations.
 """
 
-import io
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from storage.arrays import write_features
 from storage.ledger import Ledger
 from storage.objects import Objects
 from tasks.features import features_of
-from workflows.commits import guarded, manifest_of, placed_rows, shard_result
+from workflows.commits import guarded, packed, shard_result, unpacked
 from workflows.images import Images
-from workflows.models import ModelPackage
-from workflows.workers import ModelWorker, rejections_of
+from workflows.workers import ModelHost, rejections_of
 
 STAGE = "features"
 
@@ -32,68 +28,31 @@ class FeatureSettings:
     cached: bool
 
 
-class FeatureWorker(ModelWorker):
+class FeatureWorker:
     """The classifier's activations and logits, on one device."""
 
-    def __init__(
-        self, package: "ray.ObjectRef[ModelPackage]", device: str, threads: int, settings: FeatureSettings
-    ) -> None:
-        super().__init__(package, device, threads)
+    def __init__(self, host: ModelHost, settings: FeatureSettings) -> None:
+        self.host = host
         self.settings = settings
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self._compute, block)
 
     def _compute(self, block: pa.Table) -> pa.Table:
-        images, settings = Images.of(block, self.classifier.classes), self.settings
+        images, settings = Images.of(block, self.host.classifier.classes), self.settings
         found = features_of(
-            self.classifier, images.pixels, images.ids, batch=settings.batch, precision=settings.precision
+            self.host.classifier, images.pixels, images.ids, batch=settings.batch, precision=settings.precision
         )
         arrays = {
             "rows": images.rows[found.rows],
             "ids": np.array([images.ids[row] for row in found.rows], "U32"),
             "positive": images.truth.positive[found.rows],
-            "logits": found.logits.cpu().numpy().reshape(len(found.rows), len(self.classifier.classes)),
+            "logits": found.logits.cpu().numpy().reshape(len(found.rows), len(self.host.classifier.classes)),
         }
         if settings.cached:
             arrays["activation"] = found.activation.cpu().numpy()
         rejected = rejections_of(images, found.failures, STAGE)
-        return shard_result(images.shard, len(found.rows), _packed(arrays), rejected, found.notes)
-
-
-def _packed(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    sink = io.BytesIO()
-    np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for allow_pickle
-    return sink.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureCommit:
-    """Writes one shard's activations, its logits and labels, then its manifest."""
-
-    run: Objects
-    shard_images: int
-    images: int  # rows of features.zarr
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return guarded(self._commit, block)
-
-    def _commit(self, block: pa.Table) -> pa.Table:
-        row = block.to_pylist()[0]
-        if row["error"] is None:
-            arrays = _unpacked(row["output"])
-            activation = arrays.pop("activation", None)
-            if activation is not None and len(activation):
-                start = row["shard"] * self.shard_images
-                length = min(self.shard_images, self.images - start)
-                write_features(self.run, start, placed_rows(activation, arrays["rows"] - start, length, np.nan))
-            Ledger(self.run, STAGE).commit(manifest_of(STAGE, row), {"npz": _packed(arrays)})
-        return block.drop_columns(["output"])
-
-
-def _unpacked(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as packed:
-        return dict(packed)
+        return shard_result(images.shard, len(found.rows), packed(arrays), rejected, found.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +80,7 @@ class Examples:
 def read_examples(run: Objects, shard_images: int) -> Examples:
     """All that the pass left."""
     ledger = Ledger(run, STAGE)
-    parts = [_unpacked(ledger.output(shard, "npz")) for shard in ledger.shards()]
+    parts = [unpacked(ledger.output(shard, "npz")) for shard in ledger.shards()]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(whole["rows"], kind="stable")
     whole = {name: values[order] for name, values in whole.items()}

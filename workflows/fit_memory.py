@@ -19,10 +19,11 @@ from storage.tables import read_table, write_table
 from tasks.fitting import Fitting
 from workflows.cataloguing import decode_options, listing_digest, open_archive
 from workflows.cluster import Placement, ray_cluster
+from workflows.commits import FeatureCommit
 from workflows.configuration import Configuration
 from workflows.curves import Curves, Ending
 from workflows.features import STAGE as FEATURES
-from workflows.features import Examples, FeatureCommit, FeatureSettings, FeatureWorker, read_examples
+from workflows.features import Examples, FeatureSettings, FeatureWorker, read_examples
 from workflows.fit_epochs import run_epochs
 from workflows.fit_worker import Lesson
 from workflows.fitted import About, FittedMemory, ending_of, from_bytes, preprocess_digest, to_bytes
@@ -37,6 +38,7 @@ from workflows.learned_split import (
     split_of,
 )
 from workflows.passes import add_rejections, pass_rejections, run_pass
+from workflows.pool import ModelPool
 from workflows.progress import Progress
 from workflows.requirements import check_labels
 from workflows.shards import ShardReader
@@ -250,9 +252,10 @@ def _features(
         stage=FEATURES,
         reader=ShardReader(run, open_archive(split.archive), decode_options(split.archive)),
         worker=FeatureWorker,
-        arguments=(ray.put(model.package), settings),
+        arguments=(settings,),
         commit=FeatureCommit(run, facts.shard_images, facts.images),
         attempts=configuration.engine.attempts,
+        shard_bytes=facts.shard_bytes,
     )
     skips: dict[int, list[str]] = {shard: [] for shard in range(facts.shards)}
     shards, ids = split.table["shard"].to_pylist(), split.table["id"].to_pylist()
@@ -260,7 +263,8 @@ def _features(
         skips[shards[row]].append(ids[row])
     progress.start(FEATURES, split.images)
     progress.advance(FEATURES, sum(manifest.images for manifest in Ledger(run, FEATURES).done().values()))
-    run_pass(work, run, skips, placement, progress)
+    with ModelPool(placement, ray.put(model.package)) as pool:
+        run_pass(work, run, skips, pool, progress)
     progress.finish(FEATURES)
     rejected = add_rejections(run, pass_rejections(run, FEATURES))
     examples = read_examples(run, facts.shard_images)

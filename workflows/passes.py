@@ -1,37 +1,36 @@
-"""One pass over the archive as a Ray Data pipeline: read and decode → model → commit, one block a shard.
+"""One pass over the archive: read and decode → model → commit, one block a shard.
 
-Ray Data overlaps the three, bounds memory by backpressure and grows the pools with the cluster. A shard that
-does not arrive is searched for the image that kills its worker, and done again without it.
+The three overlap, memory is bounded, and the pool grows with the cluster. A shard that does not arrive is searched for
+the image that kills its worker, and done again without it.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
-from ray.util.annotations import RayDeprecationWarning
 
 from storage.errors import LucencyError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
 from storage.records import Rejection
 from storage.tables import read_table, write_table
-from workflows.cluster import Placement
+from workflows.commits import commit_task
+from workflows.pool import Actor, ModelPool
 from workflows.progress import Progress
 from workflows.search import find_killers
-from workflows.shards import ShardReader
+from workflows.shards import read_task
 from workflows.work import Pass
 
 _ROUNDS = 4
+_QUEUED = 3  # shards of an actor: in its hands, behind it, and being committed
 
 
 def run_pass(
-    work: Pass, run: Objects, shards: Mapping[int, Sequence[str]], placement: Placement, progress: Progress
+    work: Pass, run: Objects, shards: Mapping[int, Sequence[str]], pool: ModelPool, progress: Progress
 ) -> None:
     """Bring every shard to its manifest. shards: by number, the ids that an earlier pass rejected.
 
@@ -46,13 +45,14 @@ def run_pass(
             return
         if attempt:
             progress.note(f"{work.stage}: {len(missing)} shard(s) died with their worker; searching for the image")
+            pool.close()  # a search needs the room that they take
             for shard in missing:
                 before = found.get(shard, ())
-                killers = find_killers(work, shard, [*shards[shard], *(item.id for item in before)], placement)
+                killers = find_killers(work, shard, [*shards[shard], *(item.id for item in before)], pool)
                 found[shard] = (*before, *killers)
                 searched.commit(Manifest(searched.stage, shard, 0, found[shard]))
         skips = {shard: [*shards[shard], *(item.id for item in found.get(shard, ()))] for shard in missing}
-        _stream(work, skips, placement, progress)
+        _stream(work, skips, pool, progress)
     missing = sorted(set(shards) - set(ledger.done()))
     if missing:
         raise LucencyError(
@@ -76,70 +76,102 @@ def add_rejections(run: Objects, found: Sequence[Rejection]) -> frozenset[str]:
     return frozenset(item.id for item in found)
 
 
-def _stream(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement, progress: Progress) -> None:
-    # Ray Data logs what a lost block raised, and a decoder's text may quote a header: `find_killers` says it instead.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = DataContext.get_current()
-    context.target_max_block_size = None  # one block stays one shard, however large
-    context.max_errored_blocks = -1  # a shard that dies is ours to search, not a reason to stop the others
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    blocks = _pipeline(work, shards, placement)
+class _Stream:
+    """Shards on their way, each a chain of three: read and decode (a task), the model (an actor), commit (a task).
+
+    What is under way is bounded by the processors that decode and by the room of the object store. A shard that is lost
+    on the way is begun anew as often as the pass says; then it is left out, and no error here.
+    """
+
+    def __init__(self, work: Pass, shards: Mapping[int, Sequence[str]], pool: ModelPool) -> None:
+        self._work = work
+        self._shards = shards
+        self._placement = placement = pool.placement
+        self._attempts = dict.fromkeys(shards, work.attempts)
+        self._waiting = deque(sorted(shards))
+        self._reading: dict[Any, int] = {}  # shards by the task that reads them
+        self._read: deque[tuple[int, Any]] = deque()
+        self._committing: dict[Any, tuple[int, Actor]] = {}
+        self._starting = {actor.ready.remote(): actor for actor in pool.actors(len(shards))}
+        self._load: dict[Actor, int] = {}  # of each actor that is there: its shards whose commit is not yet told
+        self._most = self._most_under_way(len(self._starting))
+        # Attempts are counted here: Ray begins a task anew without end where memory is short.
+        self._read_task = read_task.options(num_cpus=placement.decode_cpus, scheduling_strategy="SPREAD")
+        self._commit_task = commit_task.options(num_cpus=placement.commit_cpus)
+        self._reader, self._commit = ray.put(work.reader), ray.put(work.commit)
+
+    def run(self, progress: Progress) -> None:
+        """Raises LucencyError where a commit tells of a fault, RayError where no actor can be had.
+
+        What is under way then comes to its end, and nothing begins. To cancel it could break a process in the middle of
+        its imports, which Ray would use again.
+        """
+        while self._waiting or self._reading or self._read or self._committing:
+            self._feed()
+            awaited = [*self._starting, *self._reading, *self._committing]
+            for reference in ray.wait(awaited, num_returns=1, fetch_local=False)[0]:
+                if reference in self._starting:
+                    self._started(reference)
+                elif reference in self._reading:
+                    # One that failed makes what follows it fail: that is seen where the chain ends.
+                    self._read.append((self._reading.pop(reference), reference))
+                else:
+                    self._committed(reference, progress)
+
+    def _feed(self) -> None:
+        """Begin as much as there is room for."""
+        while self._waiting and len(self._reading) + len(self._read) + len(self._committing) < self._most:
+            shard = self._waiting.popleft()
+            self._reading[self._read_task.remote(self._reader, shard, list(self._shards[shard]))] = shard
+        while self._read and self._load and min(self._load.values()) < _QUEUED:
+            actor = min(self._load, key=lambda one: self._load[one])
+            shard, block = self._read.popleft()
+            result = actor.work.remote(self._work.worker, self._work.arguments, block)
+            self._committing[self._commit_task.remote(self._commit, result)] = shard, actor
+            self._load[actor] += 1
+
+    def _started(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError:
+            if not self._starting and not self._load:
+                raise
+            return
+        self._load[actor] = sum(owner is actor for _, owner in self._committing.values())
+        self._most = self._most_under_way(len(self._load) + len(self._starting))  # the cluster may have grown
+
+    def _committed(self, reference: Any, progress: Progress) -> None:
+        shard, actor = self._committing.pop(reference)
+        if actor in self._load:
+            self._load[actor] -= 1
+        try:
+            (row,) = ray.get(reference).to_pylist()
+        except RayError:
+            self._attempts[shard] -= 1
+            if self._attempts[shard]:
+                self._waiting.append(shard)
+            if self._load.pop(actor, None) is not None:  # it may have died, and gets nothing until it answers
+                self._starting[actor.ready.remote()] = actor
+            return
+        if row["error"] is not None:
+            raise LucencyError(f"{self._work.stage}: shard {row['shard']} failed: {row['error']}")
+        progress.advance(self._work.stage, row["images"])
+
+    def _most_under_way(self, actors: int) -> int:
+        """Shards between the archive and the run at once, all of them decoded at worst: one more than actors, or more
+        where there is room."""
+        resources = ray.cluster_resources()
+        decoders = int(resources.get("CPU", 1) / self._placement.decode_cpus)
+        room = int(resources.get("object_store_memory", 0) / 2 / max(1, self._work.shard_bytes))
+        return max(actors + 1, min(decoders + _QUEUED * actors, room))
+
+
+def _stream(work: Pass, shards: Mapping[int, Sequence[str]], pool: ModelPool, progress: Progress) -> None:
     try:
-        for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in block.to_pylist():
-                if row["error"] is not None:
-                    raise LucencyError(f"{work.stage}: shard {row['shard']} failed: {row['error']}")
-                progress.advance(work.stage, row["images"])
+        _Stream(work, shards, pool).run(progress)
     except RayError as error:
         raise LucencyError(
             f"{work.stage}: Ray could not go on ({type(error).__name__}). Do the workers have the same Lucency and "
             "libraries as this machine, and memory for the model? Ray's logs say more; the run can be resumed."
         ) from error
-
-
-def _pipeline(work: Pass, shards: Mapping[int, Sequence[str]], placement: Placement) -> Any:
-    items = [{"shard": shard, "skip": list(skip)} for shard, skip in sorted(shards.items())]
-    retries = work.attempts - 1
-    with warnings.catch_warnings():
-        # Retries have no named parameter in Ray Data yet; the constraint on ray's version ends before these go.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        source: Any = ray.data.from_items(items, override_num_blocks=len(items))  # its stubs know no keyword arguments
-        return (
-            source.map_batches(
-                _read,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"reader": work.reader},
-                num_cpus=placement.decode_cpus,
-                max_retries=retries,
-            )
-            .map_batches(
-                work.worker,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_constructor_args=(work.arguments[0], placement.device, placement.threads, *work.arguments[1:]),
-                compute=ActorPoolStrategy(min_size=1, max_size=min(placement.workers, len(items))),
-                num_cpus=placement.model["num_cpus"],
-                num_gpus=placement.model.get("num_gpus"),
-                max_restarts=-1,
-                max_task_retries=retries,
-            )
-            .map_batches(
-                _commit,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"commit": work.commit},
-                num_cpus=placement.commit_cpus,
-                max_retries=retries,
-            )
-        )
-
-
-def _read(block: pa.Table, reader: ShardReader) -> pa.Table:
-    row = block.to_pylist()[0]
-    return reader.read(row["shard"], skip=row["skip"])
-
-
-def _commit(block: pa.Table, commit: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    return commit(block)

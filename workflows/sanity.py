@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from storage.errors import LucencyError
 from storage.ledger import Ledger, Manifest
@@ -19,19 +19,19 @@ from tasks.cams.names import MethodName
 from tasks.explain import ExplainSettings
 from tasks.methods import placed
 from tasks.sanity import Checked, Sample, SanitySettings, check_sanity
-from workflows.cluster import Placement
 from workflows.configuration import Configuration
 from workflows.configuration_measures import Measures
 from workflows.images import Images
 from workflows.judging import further_forwards, sanity_settings
 from workflows.models import ModelPackage, build_classifier
 from workflows.passes import pass_rejections
+from workflows.pool import ModelPool
 from workflows.progress import Progress
 from workflows.sanity_results import KEY, SanityResults
 from workflows.scales import Scales
 from workflows.shards import ShardReader
 from workflows.survey import LoadedModel
-from workflows.workers import repeatable
+from workflows.workers import ModelHost
 
 STAGE = "sanity"
 
@@ -43,8 +43,7 @@ def run_sanity(
     settings: ExplainSettings,
     scales: Scales,
     reader: ShardReader,
-    placement: Placement,
-    package: "ray.ObjectRef[ModelPackage]",
+    pool: ModelPool,
     progress: Progress,
 ) -> dict[str, Any]:
     """Make the checks once, write sanity.json, and return the costs of each variant for run.json: forwards, and seconds
@@ -59,7 +58,7 @@ def run_sanity(
         return {}
     if 0 not in ledger.done():
         try:
-            checked, rejected = _answer(run, configuration, model, settings, scales, reader, placement, package)
+            checked, rejected = _answer(run, configuration, model, settings, scales, reader, pool)
             found, seconds = SanityResults.of(checked, rejected, asked), checked.seconds
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
@@ -85,18 +84,23 @@ def _answer(
     settings: ExplainSettings,
     scales: Scales,
     reader: ShardReader,
-    placement: Placement,
-    package: "ray.ObjectRef[ModelPackage]",
+    pool: ModelPool,
 ) -> tuple[Checked, int]:
     """What the cluster finds: the checks, and how many images could not be read again."""
     measures = configuration.measures
-    work = _Work(settings, scales.masks, sanity_settings(measures), placement.device, placement.threads)
-    decode: Any = ray.remote(ShardReader.read).options(num_cpus=placement.decode_cpus, max_retries=3)
+    work = _Work(settings, scales.masks, sanity_settings(measures))
+    decode: Any = ray.remote(ShardReader.read).options(num_cpus=pool.placement.decode_cpus, max_retries=3)
     blocks = [decode.remote(reader, shard, only=ids) for shard, ids in drawn_images(run, measures).items()]
     permuted = None if model.permuted is None else ray.put(model.permuted)
-    check = _check_task.options(**placement.model, max_retries=configuration.engine.attempts - 1)
-    found: tuple[Checked, int] = ray.get(check.remote(ray.put(work), package, permuted, *blocks))
-    return found
+    given = ray.put(work)
+    for left in reversed(range(configuration.engine.attempts)):
+        try:
+            found: tuple[Checked, int] = ray.get(pool.run(_check, given, permuted, *blocks))
+            return found
+        except (RayActorError, OutOfMemoryError):  # the process is lost, by chance or by the check
+            if not left:
+                raise
+    raise AssertionError("engine.attempts is at least 1")
 
 
 def drawn_images(run: Objects, measures: Measures) -> dict[int, list[str]]:
@@ -131,29 +135,23 @@ def _costs(settings: ExplainSettings, model: LoadedModel, seconds: Mapping[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is checked. masks: by base method; device, threads: of the worker."""
+    """What is checked. masks: by base method."""
 
     settings: ExplainSettings
     masks: Mapping[str, Any]
     asked: SanitySettings
-    device: str
-    threads: int
 
 
-def _check(work: _Work, package: ModelPackage, permuted: ModelPackage | None, *blocks: pa.Table) -> tuple[Checked, int]:
+def _check(host: ModelHost, work: _Work, permuted: ModelPackage | None, *blocks: pa.Table) -> tuple[Checked, int]:
     """The checks, and how many images could not be read again."""
-    repeatable(work.device, work.threads)
-    classifier = build_classifier(package, work.device)
-    other = None if permuted is None else build_classifier(permuted, work.device)
+    classifier = host.classifier
+    other = None if permuted is None else build_classifier(permuted, host.device)
     every = [Images.of(block, classifier.classes) for block in blocks]
     sample = Sample(
         [image for images in every for image in images.pixels],
         [name for images in every for name in images.ids],
         [spacing for images in every for spacing in images.spacing],
     )
-    settings = replace(work.settings, rules=placed(work.settings.rules, torch.device(work.device)))
+    settings = replace(work.settings, rules=placed(work.settings.rules, torch.device(host.device)))
     checked = check_sanity(classifier, sample, settings, work.asked, masks=work.masks, permuted=other)
     return checked, sum(len(images.rejected) for images in every)
-
-
-_check_task = ray.remote(_check)

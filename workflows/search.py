@@ -8,15 +8,18 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from storage.errors import LucencyError
 from storage.records import Rejection
 from workflows.cluster import Placement
+from workflows.models import ModelPackage
+from workflows.pool import ModelPool
 from workflows.shards import shard_rows
 from workflows.work import Pass
+from workflows.workers import ModelHost
 
 _DECODE = "the process that decodes it dies"
 _EXPLAIN = "the process that explains it dies"
 _MEMORY = "needs more memory than a worker has"
 
 
-def find_killers(work: Pass, shard: int, skip: Sequence[str], placement: Placement) -> list[Rejection]:
+def find_killers(work: Pass, shard: int, skip: Sequence[str], pool: ModelPool) -> list[Rejection]:
     """The images of a shard that end their process or raise outside of their own fault, each alone.
 
     Decoding is tried first, in processes of its own; only when it survives is the model tried too. Empty when
@@ -26,12 +29,12 @@ def find_killers(work: Pass, shard: int, skip: Sequence[str], placement: Placeme
     candidates = [row["id"] for row in rows if row["id"] not in set(skip)]
 
     def decode(subset: Sequence[str]) -> str | None:
-        task = ray.remote(_decode_only).options(num_cpus=placement.decode_cpus, max_retries=0)
+        task = ray.remote(_decode_only).options(num_cpus=pool.placement.decode_cpus, max_retries=0)
         return _outcome(task.remote(work, shard, subset), _DECODE)
 
     def explain(subset: Sequence[str]) -> str | None:
-        task = ray.remote(_decode_and_explain).options(**placement.model, max_retries=0)
-        return _outcome(task.remote(work, shard, subset, placement), _EXPLAIN)
+        task = ray.remote(_decode_and_explain).options(**pool.placement.model, max_retries=0)
+        return _outcome(task.remote(work, shard, subset, pool.package, pool.placement), _EXPLAIN)
 
     # A process that only decodes holds no model: what ends it is the file.
     killers = _halve(decode, candidates, "decode") or _halve(explain, candidates, "explain")
@@ -73,8 +76,14 @@ def _decode_only(work: Pass, shard: int, ids: Sequence[str]) -> None:
     work.reader.read(shard, only=ids)
 
 
-def _decode_and_explain(work: Pass, shard: int, ids: Sequence[str], placement: Placement) -> None:
-    worker = work.worker(work.arguments[0], placement.device, placement.threads, *work.arguments[1:])
-    result = worker(work.reader.read(shard, only=ids))
+def _decode_and_explain(
+    work: Pass,
+    shard: int,
+    ids: Sequence[str],
+    package: ModelPackage | None,
+    placement: Placement,
+) -> None:
+    host = ModelHost(package, placement.device, placement.threads)
+    result = host.work(work.worker, work.arguments, work.reader.read(shard, only=ids))
     if result["error"][0].as_py() is not None:
         raise LucencyError("the model failed on these images")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from storage.archive import Archive
 from storage.catalogue import BOXES
@@ -120,6 +121,13 @@ class ShardReader:
         except Exception as error:  # as above
             return _unexpected(error)
         return _Decoded(volume.pixels, volume.spacing)
+
+
+def read_shard(reader: ShardReader, shard: int, skip: Sequence[str]) -> pa.Table:
+    return reader.read(shard, skip=skip)
+
+
+read_task = ray.remote(max_retries=0)(read_shard)
 
 
 def _files(row: dict[str, Any]) -> list[str]:

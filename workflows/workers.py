@@ -3,9 +3,9 @@
 An actor returns what it computed and keeps none of it: a retry would count twice.
 """
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,13 @@ from tasks.classifier import Classifier
 from tasks.explain import Explained, ExplainSettings, explain_shard
 from tasks.methods import placed
 from tasks.profile import ProfileSettings, profile_shard
-from workflows.commits import guarded, shard_result
+from workflows.commits import guarded, packed, shard_result
 from workflows.images import Images
 from workflows.models import ModelPackage, build_classifier
 from workflows.scales import Scales
+
+ShardWorker = Callable[[pa.Table], pa.Table]
+"""What a stage makes of a decoded shard: the row of `shard_result`."""
 
 
 def rejections_of(images: Images, failures: Mapping[int, str], stage: str = "explain") -> list[Rejection]:
@@ -40,16 +43,41 @@ def repeatable(device: str, threads: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-class ModelWorker:
-    """Builds the classifier once per actor."""
+class ModelHost:
+    """Builds the classifier once per process, and what a stage makes of it when that stage's first shard comes.
 
-    def __init__(self, package: "ray.ObjectRef[ModelPackage]", device: str, threads: int) -> None:
+    package: None where no stage needs a model.
+    """
+
+    def __init__(self, package: ModelPackage | None, device: str, threads: int) -> None:
         repeatable(device, threads)
-        self._built = _built(ray.get(package), device)
+        self.device = device
+        self._built = None if package is None else _built(package, device)
+        self._asked: tuple[Any, ...] = ()
+        self._worker: ShardWorker | None = None
+
+    @ray.method(max_task_retries=-1)
+    def ready(self) -> None:
+        """Returns when the process is there, or there again."""
+
+    def work(self, worker: Callable[..., ShardWorker], arguments: Sequence[Any], block: pa.Table) -> pa.Table:
+        """A shard of a stage: worker(host, *arguments) is made with its first, and what the stage before held goes."""
+        asked = (worker, *arguments)
+        if self._worker is None or asked != self._asked:
+            self._worker = None
+            self._asked, self._worker = asked, worker(self, *arguments)
+        return self._worker(block)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(host, *arguments); what the stage before it held goes."""
+        self._worker = None
+        return function(self, *arguments)
 
     @property
     def classifier(self) -> Classifier:
         """Raises what building it raised. A shard's fault reaches the user in words, an actor's death does not."""
+        if self._built is None:
+            raise LucencyError("this pool holds no model")
         if isinstance(self._built, LucencyError):
             raise self._built
         return self._built
@@ -63,27 +91,21 @@ def _built(package: ModelPackage, device: str) -> Classifier | LucencyError:
         return error
 
 
-class ProfileWorker(ModelWorker):
+class ProfileWorker:
     """Pass 1 on one device."""
 
-    def __init__(
-        self,
-        package: "ray.ObjectRef[ModelPackage]",
-        device: str,
-        threads: int,
-        settings: "ray.ObjectRef[ProfileSettings]",
-    ) -> None:
-        super().__init__(package, device, threads)
+    def __init__(self, host: ModelHost, settings: "ray.ObjectRef[ProfileSettings]") -> None:
+        self.host = host
         asked: ProfileSettings = ray.get(settings)
-        self.settings = replace(asked, rules=placed(asked.rules, torch.device(device)))
+        self.settings = replace(asked, rules=placed(asked.rules, torch.device(host.device)))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self._profile, block)
 
     def _profile(self, block: pa.Table) -> pa.Table:
-        images = Images.of(block, self.classifier.classes)
+        images = Images.of(block, self.host.classifier.classes)
         done = profile_shard(
-            self.classifier, images.pixels, images.ids, images.truth, self.settings, spacings=images.spacing
+            self.host.classifier, images.pixels, images.ids, images.truth, self.settings, spacings=images.spacing
         )
         return shard_result(
             images.shard,
@@ -94,29 +116,24 @@ class ProfileWorker(ModelWorker):
         )
 
 
-class ExplainWorker(ModelWorker):
+class ExplainWorker:
     """Pass 2 on one device."""
 
     def __init__(
-        self,
-        package: "ray.ObjectRef[ModelPackage]",
-        device: str,
-        threads: int,
-        settings: "ray.ObjectRef[ExplainSettings]",
-        scales: "ray.ObjectRef[Scales]",
+        self, host: ModelHost, settings: "ray.ObjectRef[ExplainSettings]", scales: "ray.ObjectRef[Scales]"
     ) -> None:
-        super().__init__(package, device, threads)
+        self.host = host
         asked: ExplainSettings = ray.get(settings)
-        self.settings = replace(asked, rules=placed(asked.rules, torch.device(device)))
+        self.settings = replace(asked, rules=placed(asked.rules, torch.device(host.device)))
         self.scales: Scales = ray.get(scales)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return guarded(self._explain, block)
 
     def _explain(self, block: pa.Table) -> pa.Table:
-        images = Images.of(block, self.classifier.classes)
+        images = Images.of(block, self.host.classifier.classes)
         done = explain_shard(
-            self.classifier,
+            self.host.classifier,
             images.pixels,
             images.ids,
             images.truth,
@@ -136,7 +153,7 @@ class ExplainWorker(ModelWorker):
 
 
 def _pack(images: Images, done: Explained) -> bytes:
-    """The explained shard as one npz: it crosses to the commit task without pickle."""
+    """The explained shard, for its commit."""
     arrays = {
         "rows": images.rows,
         "ids": np.array(images.ids, "U32"),
@@ -161,6 +178,4 @@ def _pack(images: Images, done: Explained) -> bytes:
             "concepts/unique": found.unique,
             "detectors": np.frombuffer(found.detectors.of_rows(images.rows).to_bytes(), np.uint8),
         }
-    sink = io.BytesIO()
-    np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for allow_pickle
-    return sink.getvalue()
+    return packed(arrays)

@@ -58,7 +58,7 @@ class _KillingAnActor(SilentProgress):
         if self._before is None:  # what was done before, told at once when the stage begins
             self._before = count
         elif count:
-            (victim,) = model_actors(psutil.Process(), stage)
+            (victim,) = model_actors(psutil.Process())
             victim.kill()
             assert _committed(self._run, stage) < _SHARDS
             self.victims.append(victim.pid)
@@ -103,7 +103,7 @@ def _kill_an_actor(run: Path, stage: str, process: "subprocess.Popen[str]") -> N
     """Wait until this driver has committed a shard of the stage, and kill the actor that has the others to do."""
     before = _committed(run, stage)
     assert before < len(wait_for_manifests(run, stage, before + 1, process)) < _SHARDS
-    (victim,) = model_actors(psutil.Process(process.pid), stage)
+    (victim,) = model_actors(psutil.Process(process.pid))
     victim.kill()
 
 

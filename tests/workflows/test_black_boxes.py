@@ -32,7 +32,7 @@ from workflows.configuration_file import load
 from workflows.models import describe, fetch_model
 from workflows.submit import stage
 from workflows.survey import load_model
-from workflows.workers import ProfileWorker
+from workflows.workers import ModelHost, ProfileWorker
 
 _METHODS = ["glas", "s-glas"]
 
@@ -288,7 +288,7 @@ def test_what_a_worker_cannot_build_is_told_with_the_shard(tmp_path, monkeypatch
     )
     monkeypatch.setattr("ray.get", lambda held: held)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    worker = ProfileWorker(package, "cpu", 1, ProfileSettings(("glas",)))
+    worker = ProfileWorker(ModelHost(package, "cpu", 1), ProfileSettings(("glas",)))
     row = worker(pa.table({"shard": [4]})).to_pylist()[0]
     assert row["shard"] == 4
     assert "onnx models need ONNX Runtime, which is not installed" in row["error"]

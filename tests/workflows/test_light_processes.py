@@ -20,7 +20,8 @@ _HEAVY = {"torch", "torchvision", "dask", "xarray", "mlflow", "scipy", "matplotl
     ("module", "needed"),
     [
         ("workflows.workers", {"torch"}),  # model actors of both passes
-        ("workflows.passes", set()),  # reading and committing
+        ("workflows.shards", set()),  # reading
+        ("workflows.commits", set()),
         ("workflows.cataloguing", set()),
         ("workflows.case_metrics", set()),
         ("workflows.performance", set()),

@@ -282,7 +282,7 @@ def test_checks_that_a_lost_node_or_process_cut_off_are_told_and_tried_again(
         return found
 
     monkeypatch.setattr("workflows.sanity._answer", answer)
-    arguments = (run, load(_written(tmp_path)), None, ExplainSettings(()), *(None,) * 4, SilentProgress())
+    arguments = (run, load(_written(tmp_path)), None, ExplainSettings(()), *(None,) * 3, SilentProgress())
     assert run_sanity(*arguments) == {}
     assert [item["measure"] for item in sanity_left_out(run)] == ["sanity.randomised", "sanity.repeated"]
     assert "the process that makes it dies" in sanity_left_out(run)[0]["reason"]
@@ -298,7 +298,7 @@ def test_a_check_that_failed_by_itself_is_not_tried_again(tmp_path: Path, monkey
         raise RayTaskError("_check", "", ValueError())
 
     monkeypatch.setattr("workflows.sanity._answer", answer)
-    arguments = (run, load(_written(tmp_path)), None, ExplainSettings(()), *(None,) * 4, SilentProgress())
+    arguments = (run, load(_written(tmp_path)), None, ExplainSettings(()), *(None,) * 3, SilentProgress())
     assert run_sanity(*arguments) == run_sanity(*arguments) == {}
     assert len(tried) == 1
     assert sanity_left_out(run)[0]["reason"] == "failed unexpectedly (ValueError)"
@@ -309,7 +309,7 @@ def test_checks_that_were_made_are_not_made_again(tmp_path: Path) -> None:
     results, costs = SanityResults.of(_CHECKED, 0, _asked()), {"grad-cam": {"forwards": 1, "seconds": 0.25}}
     outputs = {"found": results.to_json(), "costs": json.dumps(costs).encode()}
     Ledger(run, STAGE).commit(Manifest(STAGE, 0, 15), outputs)
-    nothing_to_work_with = (None,) * 7
+    nothing_to_work_with = (None,) * 6
     assert run_sanity(run, load(_written(tmp_path)), *nothing_to_work_with) == costs
     assert repr(read_sanity(run)) == repr(results)
     assert run_sanity(run, load(_written(tmp_path, checks=[])), *nothing_to_work_with) == {}

@@ -3,15 +3,13 @@
 Hundreds of epochs then read a few kilobytes an image, and no network waits for a decoder.
 """
 
-import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
-from storage.arrays import create_pixels, write_pixels
+from storage.arrays import create_pixels
 from storage.errors import LucencyError
 from storage.ledger import Ledger, Manifest
 from storage.objects import Objects
@@ -19,15 +17,16 @@ from storage.tables import read_table
 from tasks.preprocess import Preprocess
 from workflows.cataloguing import decode_options, open_archive
 from workflows.cluster import Placement
-from workflows.commits import guarded, manifest_of, placed_rows, shard_result
+from workflows.commits import PixelCommit, guarded, packed, shard_result
 from workflows.configuration import Archive, Engine
 from workflows.images import Images
 from workflows.passes import pass_rejections, run_pass
+from workflows.pool import ModelPool
 from workflows.progress import Progress
 from workflows.shards import ShardReader
 from workflows.survey import FACTS_COLUMNS, archive_facts
 from workflows.work import Pass
-from workflows.workers import rejections_of, repeatable
+from workflows.workers import ModelHost, rejections_of
 
 STAGE = "pixels"
 
@@ -60,10 +59,12 @@ def store_pixels(
         arguments=(shape,),
         commit=PixelCommit(run, facts.shard_images, facts.images),
         attempts=engine.attempts,
+        shard_bytes=facts.shard_bytes,
     )
     progress.start(STAGE, facts.images)
     progress.advance(STAGE, sum(manifest.images for manifest in Ledger(run, STAGE).done().values()))
-    run_pass(work, run, {shard: [] for shard in range(facts.shards)}, _on_cpus(placement), progress)
+    with ModelPool(_on_cpus(placement)) as pool:
+        run_pass(work, run, {shard: [] for shard in range(facts.shards)}, pool, progress)
     progress.finish(STAGE)
     rejected = {item.id for item in pass_rejections(run, STAGE)}
     kept = sum(manifest.images for manifest in Ledger(run, STAGE).done().values())
@@ -87,8 +88,7 @@ def _on_cpus(placement: Placement) -> Placement:
 class PixelWorker:
     """Decoded images -> [channels, H, W], whole, antialiased, uint8: an actor without a model."""
 
-    def __init__(self, shape: tuple[int, int, int], device: str, threads: int) -> None:
-        repeatable(device, threads)
+    def __init__(self, host: ModelHost, shape: tuple[int, int, int]) -> None:
         channels, *size = shape
         self._preprocess = Preprocess((size[0], size[1]), None, channels, (0.0,) * channels, (1.0,) * channels)
 
@@ -98,30 +98,6 @@ class PixelWorker:
     def _compute(self, block: pa.Table) -> pa.Table:
         images = Images.of(block, ())
         found = self._preprocess.picture(images.pixels, torch.device("cpu"))
-        sink = io.BytesIO()
-        np.savez(sink, rows=images.rows, pixels=(found * 255).round().clamp(0, 255).to(torch.uint8).numpy())
-        return shard_result(images.shard, len(images.ids), sink.getvalue(), rejections_of(images, {}), ())
-
-
-@dataclass(frozen=True, slots=True)
-class PixelCommit:
-    """Writes one shard's pictures, then its manifest."""
-
-    run: Objects
-    shard_images: int
-    images: int  # rows of pixels.zarr
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return guarded(self._commit, block)
-
-    def _commit(self, block: pa.Table) -> pa.Table:
-        row = block.to_pylist()[0]
-        if row["error"] is None:
-            if row["images"]:
-                with np.load(io.BytesIO(row["output"]), allow_pickle=False) as packed:
-                    rows, pixels = packed["rows"], packed["pixels"]
-                start = row["shard"] * self.shard_images
-                length = min(self.shard_images, self.images - start)
-                write_pixels(self.run, start, placed_rows(pixels, rows - start, length, 0))
-            Ledger(self.run, STAGE).commit(manifest_of(STAGE, row))
-        return block.drop_columns(["output"])
+        pixels = (found * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        output = packed({"rows": images.rows, "pixels": pixels})
+        return shard_result(images.shard, len(images.ids), output, rejections_of(images, {}), ())

@@ -1,0 +1,96 @@
+"""Workers and a reader for passes under test: they do nothing, say what they did, or end their process."""
+
+import os
+import signal
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from storage.objects import Objects
+from workflows.commits import guarded, shard_result
+from workflows.shards import ShardReader
+from workflows.workers import ModelHost
+
+
+@dataclass(frozen=True, slots=True)
+class TellingReader:
+    """Reads as a ShardReader and leaves a file for each shard that it has read."""
+
+    reader: ShardReader
+    folder: Path
+
+    @property
+    def run(self) -> Objects:
+        return self.reader.run
+
+    def read(self, shard: int, *, skip: Collection[str] = (), only: Collection[str] | None = None) -> pa.Table:
+        block = self.reader.read(shard, skip=skip, only=only)
+        (self.folder / f"read-{shard}").touch()
+        return block
+
+
+class Idle:
+    """Every image is done at once. output: the process that did it."""
+
+    def __init__(self, host: ModelHost) -> None:
+        self.host = host
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return guarded(self._answer, block)
+
+    def _answer(self, block: pa.Table) -> pa.Table:
+        return shard_result(block["shard"][0].as_py(), len(block), str(os.getpid()).encode(), [], ())
+
+
+class Dying(Idle):
+    """Ends its process at shard 2, the first `times`."""
+
+    def __init__(self, host: ModelHost, folder: Path, times: int) -> None:
+        super().__init__(host)
+        self._deaths = [folder / f"death-{time}" for time in range(times)]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if block["shard"][0].as_py() == 2:
+            for death in self._deaths:
+                if not death.exists():
+                    death.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(block)
+
+
+class Failing(Idle):
+    """Its model has a fault at shard 2."""
+
+    def _answer(self, block: pa.Table) -> pa.Table:
+        if block["shard"][0].as_py() == 2:
+            raise ValueError("no such cell")
+        return super()._answer(block)
+
+
+class Slow(Idle):
+    """Keeps in mind how many shards were read and not yet committed when it had one in its hands."""
+
+    def __init__(self, host: ModelHost, folder: Path, manifests: Path) -> None:
+        super().__init__(host)
+        self._folder = folder
+        self._manifests = manifests
+
+    def _answer(self, block: pa.Table) -> pa.Table:
+        time.sleep(0.5)
+        done = len(list(self._manifests.glob("*.json")))
+        read = len(list(self._folder.glob("read-*")))
+        (self._folder / f"under-way-{read - done}").touch()
+        return super()._answer(block)
+
+
+def under_way(folder: Path) -> int:
+    """The most that a Slow worker saw."""
+    return max(int(path.name.rpartition("-")[2]) for path in folder.glob("under-way-*"))
+
+
+def process(host: ModelHost) -> bytes:
+    """As Idle says it."""
+    return str(os.getpid()).encode()
