@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-_PATIENCE = 90.0  # seconds until a head on a busy machine answers
+_PATIENCE = 600.0  # seconds until a head on a busy machine answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from examples.digits.digits_model import DigitsNet, classes
 from examples.digits.files import write_dicom, write_png
 from workflows.cli import main
 
+PATIENCE = 900.0  # seconds; only what hangs is to meet it: deadlines would measure the machine
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 _MODEL = """
@@ -144,7 +146,7 @@ def in_own_process(
         env=environment() | (extra or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -164,7 +166,7 @@ def start_lucency(*arguments: str, folder: Path) -> "subprocess.Popen[str]":
 
 def wait_for_manifests(run: Path, stage: str, count: int, process: "subprocess.Popen[str]") -> list[Path]:
     """Wait until `count` shards of a stage are committed while the audit is still at work."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         manifests = sorted((run / ".ledger" / stage).glob("*.json"))
         if len(manifests) >= count:
@@ -195,14 +197,9 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def model_actors(driver: psutil.Process, stage: str) -> list[psutil.Process]:
-    """The driver's actors that hold a model in a pass, by the title that Ray gives them."""
-    worker = {"profile": "ProfileWorker", "maps": "ExplainWorker"}[stage]
-    return [
-        child
-        for child in driver.children(recursive=True)
-        if title(child).startswith(f"ray::MapWorker(MapBatches({worker})")
-    ]
+def model_actors(driver: psutil.Process) -> list[psutil.Process]:
+    """The driver's actors that hold a model, by the title that Ray gives them."""
+    return [child for child in driver.children(recursive=True) if title(child).startswith("ray::ModelHost")]
 
 
 def fingerprints(run: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from examples.digits.digits_model import factory, preprocess
 from examples.digits.training import normalised
 from storage.decode import decode_image
 from tasks.glas import Glas, Recursive, fuse, look, rglas
+from tests.small_audits import PATIENCE
 from workflows.configuration_file import load
 from workflows.models import build_classifier, describe, fetch_model
 
@@ -112,7 +113,7 @@ def whole(tmp_path_factory):
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

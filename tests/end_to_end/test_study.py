@@ -32,9 +32,6 @@ _TASK = "multi-label"
 _SEED = 3
 _EPOCHS = 3
 
-pytestmark = pytest.mark.timeout(600)  # two studies in the fixture
-
-
 _BROKEN = """
 from phantom_model import PhantomNet
 

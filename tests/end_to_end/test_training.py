@@ -86,8 +86,9 @@ def test_trials_run_side_by_side_and_one_that_diverges_costs_no_other(
         name: [path.stat().st_mtime_ns for path in (folder / f"trials/{name}/.ledger/epochs").glob("*.json")]
         for name in together
     }
-    assert min(moments["diverging"]) < max(moments["undisturbed"])
-    assert min(moments["seed"]) < max(moments["undisturbed"])
+    began = {name: (folder / f"trials/{name}/.ledger/begun").stat().st_mtime_ns for name in together}
+    assert began["undisturbed"] < began["diverging"] < max(moments["undisturbed"])
+    assert began["seed"] > min(max(moments["undisturbed"]), max(moments["diverging"]))  # there are two places
     assert len(moments["diverging"]) == 1
     assert not list((folder / "trials").rglob("*.ledger/epochs/*.pt"))
     assert not (folder / "trials/diverging/weights.pt").exists()

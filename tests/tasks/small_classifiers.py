@@ -10,6 +10,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from tasks.baselines import InputGradient, LimeMap, MeaningfulPerturbation, OcclusionMap, RiseMap
 from tasks.cams.evidence import Evidence
@@ -106,12 +107,15 @@ def small(head: nn.Module | None = None, *, layer: str = "trunk", seed: int = 0,
 def from_torchvision(name: str, *, classes: int = 5, size: int = 64, device: torch.device = CPU) -> Classifier:
     """Random weights, the layer `auto` takes, and batch normalisation and heads that do something.
 
-    "narrow densenet" is a DenseNet of 62 features, for what takes a forward for each.
+    "narrow densenet" is a DenseNet of 62 features and "short resnet" a ResNet of a block a stage, for what takes a
+    forward for each feature.
     """
     torch.manual_seed(0)
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name == "narrow densenet":
         make, options = torchvision.models.DenseNet, {"growth_rate": 8, "block_config": (2, 2, 4, 4)}
+    elif name == "short resnet":
+        make, options = torchvision.models.ResNet, {"block": BasicBlock, "layers": [1, 1, 1, 1]}
     else:
         make = getattr(torchvision.models, name)
     module = make(num_classes=classes, **options).eval()

@@ -23,7 +23,7 @@ from tests.tasks.small_classifiers import (
 )
 from tests.tasks.test_profile import Fragile, SmallMemory
 
-COUNT = 7
+COUNT = 5
 EVERY_METHOD = tuple(
     MethodName(base, selected, scaled)
     for base in BASE_METHODS
@@ -40,11 +40,10 @@ def methods(*names):
 
 def explain(model, images, truth, settings, **profiled):
     """Explain with the limits and masks of the images' own profile."""
-    profile = profile_shard(
-        model, images, names(images), truth, ProfileSettings(BASE_METHODS, rules=QUICK_METHODS)
-    ).profile
-    limits = {base: profile.limits(base) for base in BASE_METHODS if base not in UNSCALED}
-    masks = {base: profile.mask(base, share=0.3) for base in FEATURE_METHODS}
+    bases = tuple(dict.fromkeys(method.base for method in settings.methods))
+    profile = profile_shard(model, images, names(images), truth, ProfileSettings(bases, rules=QUICK_METHODS)).profile
+    limits = {base: profile.limits(base) for base in bases if base not in UNSCALED}
+    masks = {base: profile.mask(base, share=0.3) for base in bases if base in FEATURE_METHODS}
     profiled = {"limits": limits, "masks": masks} | profiled
     settings = replace(settings, rules=QUICK_METHODS)
     return (

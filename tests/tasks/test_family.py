@@ -30,7 +30,9 @@ from tests.tasks.small_classifiers import (
 from tests.tasks.test_rules import WithoutInPlaceRelu
 
 ARCHITECTURES = ["resnet18", "densenet121"]
-narrow = pytest.mark.parametrize("model", ["resnet18", "narrow densenet"], indirect=True)  # a forward for each feature
+narrow = pytest.mark.parametrize(
+    "model", ["short resnet", "narrow densenet"], indirect=True
+)  # a forward for each feature
 TARGETS = torch.tensor([[0], [3], [1]])
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
@@ -116,6 +118,7 @@ def test_eigen_maps_are_pytorch_grad_cams_but_for_their_mean_and_a_fixed_sign(mo
     assert_close(centred, sign * expected, 1e-3)
 
 
+@narrow
 def test_ablation_weights_are_pytorch_grad_cams(model, subject):
     images = pixels(model, pictures(3, size=64))
     layer = subject.get_submodule(model.layer)

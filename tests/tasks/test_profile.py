@@ -21,8 +21,9 @@ from tests.tasks.small_classifiers import (
     some_truth,
 )
 
-IMAGES = 9
+IMAGES = 6
 SETTINGS = ProfileSettings(BASE_METHODS, batch=4, extrema=True, rules=QUICK_METHODS)
+GRAD_CAM = replace(SETTINGS, bases=("grad-cam",))
 HEADS = [pooled_head, in_place_relu_head, deep_head]
 
 
@@ -73,7 +74,7 @@ def test_a_profile_is_what_a_loop_over_images_and_classes_finds(task, device):
     for head in HEADS:
         model = small(head(), task=task, device=device)
         images, truth = pictures(IMAGES), some_truth(IMAGES)
-        found = profile(model, images, truth)
+        found = profile(model, images, truth, GRAD_CAM)
         weighted, activations, logits = (part.cpu().numpy() for part in maps_one_by_one(model, images))
         true = truth.positive & truth.labelled[:, None]
         predicted = logits > 0 if task == "multi-label" else np.eye(5, dtype=bool)[logits.argmax(1)]
@@ -98,14 +99,15 @@ def test_a_profile_is_what_a_loop_over_images_and_classes_finds(task, device):
 
 
 def test_importance_sums_over_features_to_the_mean_sum_of_maps(model):
-    found = profile(model, pictures(IMAGES), some_truth(IMAGES))
+    found = profile(model, pictures(IMAGES), some_truth(IMAGES), GRAD_CAM)
     weighted, _, _ = maps_one_by_one(model, pictures(IMAGES))
     expected = weighted.sum((2, 3, 4)).mean(0).cpu().numpy()
     np.testing.assert_allclose(found.importance["grad-cam"]["all"].matrix().sum(0), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pixel_wise_and_xgrad_importance_agree_under_any_head(model):
-    found = profile(model, pictures(IMAGES), some_truth(IMAGES))
+    settings = replace(SETTINGS, bases=("pixel-grad-cam", "xgrad-cam"))
+    found = profile(model, pictures(IMAGES), some_truth(IMAGES), settings)
     pixel, xgrad = (found.importance[base]["all"].matrix() for base in ("pixel-grad-cam", "xgrad-cam"))
     np.testing.assert_allclose(pixel, xgrad, rtol=1e-3, atol=1e-6)
 
@@ -138,7 +140,7 @@ def test_shards_merge_to_the_whole_in_any_order(model):
     whole = profile(model, images, truth, settings)
     parts = [
         profile(model, [images[place] for place in places], rows(truth, places), settings)
-        for places in (np.array([7, 3]), np.array([0, 1, 2, 4, 5]), np.array([6, 8]))
+        for places in (np.array([5, 3]), np.array([0, 1, 2]), np.array([4]))
     ]
     merged = reduce(Profile.merge, parts)
     assert_same(merged, whole, rtol=1e-9, atol=1e-12)

@@ -84,9 +84,9 @@ def same(before, module):
 
 @pytest.fixture(scope="module")
 def digits():
-    """A classifier that learned digits for three epochs, and canvases that it never saw."""
+    """A classifier that learned digits for one epoch, and canvases that it never saw."""
     known = read_digits()
-    module = train(known, epochs=3, seed=0, say=lambda _: None).requires_grad_(False)
+    module = train(known, epochs=1, seed=0, say=lambda _: None).requires_grad_(False)
     model = Classifier(module, "features", classes, "one-label", preprocess, torch.device("cpu"))
     return model, [(canvas * 255).astype(np.uint8) for canvas in draw(known, seed=99).pixels[:12]]
 

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -58,9 +61,21 @@ class Recipe:
 
 def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
     """Write the synthetic run to a folder and open it."""
+    shutil.copytree(_made(recipe).name, location, dirs_exist_ok=True)
+    return Objects(location)
+
+
+@cache
+def _made(recipe: Recipe) -> "tempfile.TemporaryDirectory[str]":
+    """The folder of a run that is made once; each test has its copy."""
+    folder = tempfile.TemporaryDirectory()
+    _write_run(Objects(folder.name), recipe)
+    return folder
+
+
+def _write_run(run: Objects, recipe: Recipe) -> None:
     scene = make_scene(images=recipe.images, classes=recipe.classes, labelled=recipe.labelled)
     names = recipe.class_names or scene.classes
-    run = Objects(location)
     logits, maps = scene.logits(), scene.maps()
     answers = logits.argmax(1)
     limits = np.quantile(maps.transpose(1, 0, 2, 3).reshape(recipe.classes, -1), (0.1, 0.9), axis=1).T
@@ -76,7 +91,6 @@ def make_run(location: str, recipe: Recipe = Recipe()) -> Objects:
     write_table(run, "metrics.parquet", _metrics(scene, names, logits, sums, judged))
     run.put("left_out.json", json.dumps(synthetic_measures.left_out(recipe.groups, boxes=recipe.boxes)).encode())
     run.put(".ledger/exemplars.npz", _exemplars(recipe, scene, logits, maps, limits))
-    return run
 
 
 def _record(recipe: Recipe, names: tuple[str, ...]) -> dict[str, Any]:

@@ -218,7 +218,6 @@ def head(own_ray: None) -> Iterator[RayHead]:
         yield head
 
 
-@pytest.mark.timeout(400)
 def test_a_job_streams_its_log_and_returns_the_audits_own_exit_code(
     head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
