@@ -71,17 +71,23 @@ class Failing(Idle):
 
 
 class Slow(Idle):
-    """Keeps in mind how many shards were read and not yet committed when it had one in its hands."""
+    """Waits until three of all shards are read and not yet committed, `patience` seconds at most, and leaves a file
+    that says how many there were."""
 
-    def __init__(self, host: ModelHost, folder: Path, manifests: Path) -> None:
+    def __init__(self, host: ModelHost, folder: Path, shards: int, patience: float) -> None:
         super().__init__(host)
         self._folder = folder
-        self._manifests = manifests
+        self._shards = shards
+        self._patience = patience
 
     def _answer(self, block: pa.Table) -> pa.Table:
-        time.sleep(0.5)
-        done = len(list(self._manifests.glob("*.json")))
-        read = len(list(self._folder.glob("read-*")))
+        deadline = time.monotonic() + self._patience
+        while True:
+            done = len(list(self._folder.glob("run/.ledger/profile/*.json")))
+            read = len(list(self._folder.glob("read-*")))
+            if read - done >= 3 or read == self._shards or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
         (self._folder / f"under-way-{read - done}").touch()
         return super()._answer(block)
 

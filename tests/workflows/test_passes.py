@@ -126,12 +126,13 @@ def test_processes_that_cannot_begin_end_the_pass_in_words(run: Objects, archive
         passes.run_pass(_pass(run, archive, Idle), run, dict.fromkeys(range(_SHARDS), ()), broken, SilentProgress())
 
 
-@pytest.mark.parametrize(("shard_bytes", "bounds"), [(1 << 60, range(1, 3)), (1, range(3, _SHARDS + 1))])
+@pytest.mark.parametrize(
+    ("shard_bytes", "patience", "bounds"), [(1 << 60, 0.3, range(1, 3)), (1, 600.0, range(3, _SHARDS + 1))]
+)
 def test_what_is_under_way_is_bounded_by_the_room_for_decoded_shards(
-    run: Objects, archive: Path, pool: ModelPool, tmp_path: Path, shard_bytes: int, bounds: range
+    run: Objects, archive: Path, pool: ModelPool, tmp_path: Path, shard_bytes: int, patience: float, bounds: range
 ) -> None:
-    manifests = Path(run.location) / ".ledger" / "profile"
-    work = _pass(run, archive, Slow, tmp_path, manifests, shard_bytes=shard_bytes)
+    work = _pass(run, archive, Slow, tmp_path, _SHARDS, patience, shard_bytes=shard_bytes)
     assert _run(work, run, pool) == _IMAGES
     assert under_way(tmp_path) in bounds
 
