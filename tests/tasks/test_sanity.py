@@ -264,7 +264,9 @@ def test_checks_are_the_same_to_the_bit_when_they_are_made_again():
 def test_methods_that_draw_nothing_new_give_the_same_map_again():
     every = [base for base in QUICK_METHODS if base not in ("gradient", "lime", "occlusion")]
     found = check(small(), *every).repeated
-    assert {name: (item.again, item.beside) for name, item in found.items()} == dict.fromkeys(every, (0, 0))
+    assert {name: item.again for name, item in found.items()} == dict.fromkeys(every, 0)
+    # Rows of a batch can end in other lanes of a vector: what a sum over an input's 768 values can lose.
+    assert max(item.beside for item in found.values()) < 8 * 768**0.5 * 2**-24
     assert max(item.alone for item in found.values()) < 1e-4  # sums in another order
 
 

@@ -19,7 +19,7 @@ def fit_memory(scene: Scene, names: tuple[str, ...], epochs: int) -> tuple[Fitte
     logits = torch.from_numpy(scene.logits()).float()
     predicted = torch.nn.functional.one_hot(logits.argmax(1), len(names))
     shape = tuple(activation.shape[1:])
-    recipe = Recipe(slots=8, epochs=epochs, batch=8, rate=0.02, patience=epochs)
+    recipe = Recipe(slots=8, epochs=epochs, batch=8, rate=0.01, patience=epochs)
     fitting = Fitting(recipe, shape, len(names), "cpu")
     while not fitting.done:
         losses = []
