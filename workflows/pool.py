@@ -1,15 +1,17 @@
 """The processes that hold the model: one pool serves every stage of an audit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from workflows.cluster import Placement
 from workflows.models import ModelPackage
 from workflows.workers import ModelHost
 
+_STARTS = 3
 Actor = Any
 """The handle of an actor that runs a `ModelHost`."""
 
@@ -25,32 +27,60 @@ class ModelPool:
         self.placement = placement
         self.package: Any = package
         self._actors: list[Actor] = []
+        self._met: list[Actor] = []
+        self._lost = 0  # starts in a row whose process ended before it answered
 
-    def actors(self, most: int) -> list[Actor]:
-        """As many as the placement has and `most` allows; those for which the cluster has no room yet wait for it."""
+    def actors(self, most: int) -> Sequence[Actor]:
+        """All there are, after those are started that the placement has and `most` allows. Where the cluster has no
+        room for one yet, it waits."""
         while len(self._actors) < max(1, min(self.placement.workers, most)):
-            # What was lost with a process is tried again by who asked for it, and counted there.
-            options = {**self.placement.model, "max_restarts": -1, "max_task_retries": 0}
-            actor = _model_actor.options(**options).remote(self.package, self.placement.device, self.placement.threads)
-            self._actors.append(actor)
-        return list(self._actors)
+            self._start()
+        return tuple(self._actors)
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
+    def meet(self, actor: Actor, ready: "ray.ObjectRef[None]") -> bool:
+        """Whether an actor is there, from the answer to `ready`. Another is started in the place of one that is lost.
+
+        Raises RayError when none is left because some in a row ended before they answered, for want of memory perhaps:
+        Ray's own restarts would go on for ever.
+        """
+        try:
+            ray.get(ready)
+        except RayError:
+            self._actors.remove(actor)
+            self._lost = 0 if actor in self._met else self._lost + 1
+            if self._lost < _STARTS:
+                self._start()
+            elif not self._actors:
+                raise
+            return False
+        self._met.append(actor)
+        self._lost = 0
+        return True
+
+    def run_alone(self, attempts: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(host, *arguments) in one of the actors; the others are ended, and give back what they hold.
 
-        Raises RayActorError when its process cannot be had.
+        attempts: how often it is begun where its process is lost, by chance or by what it does. Raises RayError: then
+        the last loss, or what it raised itself.
         """
-        (actor,) = self.actors(1)[:1]
-        self._end(self._actors[1:])
-        self._actors = [actor]
-        ray.get(actor.ready.remote())  # a call to one that is being restarted would fail
-        reference: ray.ObjectRef[Any] = actor.run.remote(function, *arguments)
-        return reference
+        for left in reversed(range(attempts)):
+            actor = self._any()
+            for other in self._actors:
+                if other is not actor:
+                    ray.kill(other)
+            self._actors = [actor]
+            try:
+                return ray.get(actor.run.remote(function, *arguments))
+            except (RayActorError, OutOfMemoryError):
+                if not left:
+                    raise
+        raise ValueError("attempts: expected at least 1")
 
     def close(self) -> None:
         """End the actors. The next stage starts others."""
-        self._end(self._actors)
-        self._actors = []
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._met = [], []
 
     def __enter__(self) -> Self:
         return self
@@ -60,10 +90,20 @@ class ModelPool:
     ) -> None:
         self.close()
 
-    @staticmethod
-    def _end(actors: list[Actor]) -> None:
-        for actor in actors:
-            ray.kill(actor)
+    def _start(self) -> None:
+        # What was lost with a process is begun anew by who asked for it, and counted there; so are the processes here.
+        options = {**self.placement.model, "max_restarts": 0, "max_task_retries": 0}
+        self._actors.append(
+            _model_actor.options(**options).remote(self.package, self.placement.device, self.placement.threads)
+        )
+
+    def _any(self) -> Actor:
+        """The first that answers."""
+        while True:
+            asked = {actor.ready.remote(): actor for actor in self.actors(1)}
+            (first, *_), _ = ray.wait(list(asked), num_returns=1)
+            if self.meet(asked[first], first):
+                return asked[first]
 
 
 _model_actor = ray.remote(ModelHost)

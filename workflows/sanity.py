@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from storage.errors import LucencyError
 from storage.ledger import Ledger, Manifest
@@ -92,15 +92,8 @@ def _answer(
     decode: Any = ray.remote(ShardReader.read).options(num_cpus=pool.placement.decode_cpus, max_retries=3)
     blocks = [decode.remote(reader, shard, only=ids) for shard, ids in drawn_images(run, measures).items()]
     permuted = None if model.permuted is None else ray.put(model.permuted)
-    given = ray.put(work)
-    for left in reversed(range(configuration.engine.attempts)):
-        try:
-            found: tuple[Checked, int] = ray.get(pool.run(_check, given, permuted, *blocks))
-            return found
-        except (RayActorError, OutOfMemoryError):  # the process is lost, by chance or by the check
-            if not left:
-                raise
-    raise AssertionError("engine.attempts is at least 1")
+    found: tuple[Checked, int] = pool.run_alone(configuration.engine.attempts, _check, ray.put(work), permuted, *blocks)
+    return found
 
 
 def drawn_images(run: Objects, measures: Measures) -> dict[int, list[str]]:

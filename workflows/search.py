@@ -33,6 +33,7 @@ def find_killers(work: Pass, shard: int, skip: Sequence[str], pool: ModelPool) -
         return _outcome(task.remote(work, shard, subset), _DECODE)
 
     def explain(subset: Sequence[str]) -> str | None:
+        pool.close()  # its actors hold the room that this needs
         task = ray.remote(_decode_and_explain).options(**pool.placement.model, max_retries=0)
         return _outcome(task.remote(work, shard, subset, pool.package, pool.placement), _EXPLAIN)
 
@@ -84,6 +85,6 @@ def _decode_and_explain(
     placement: Placement,
 ) -> None:
     host = ModelHost(package, placement.device, placement.threads)
-    result = host.work(work.worker, work.arguments, work.reader.read(shard, only=ids))
+    result, _ = host.work(work.worker, work.arguments, work.reader.read(shard, only=ids))
     if result["error"][0].as_py() is not None:
         raise LucencyError("the model failed on these images")

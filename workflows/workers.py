@@ -56,22 +56,33 @@ class ModelHost:
         self._asked: tuple[Any, ...] = ()
         self._worker: ShardWorker | None = None
 
-    @ray.method(max_task_retries=-1)
     def ready(self) -> None:
-        """Returns when the process is there, or there again."""
+        """Returns when the process is there."""
 
-    def work(self, worker: Callable[..., ShardWorker], arguments: Sequence[Any], block: pa.Table) -> pa.Table:
-        """A shard of a stage: worker(host, *arguments) is made with its first, and what the stage before held goes."""
-        asked = (worker, *arguments)
-        if self._worker is None or asked != self._asked:
-            self._worker = None
-            self._asked, self._worker = asked, worker(self, *arguments)
-        return self._worker(block)
+    def work(
+        self, worker: Callable[..., ShardWorker], arguments: Sequence[Any], block: pa.Table
+    ) -> tuple[pa.Table, None]:
+        """A shard of a stage: worker(host, *arguments) is made with its first, and what the stage before held goes.
+
+        Beside the result comes nothing, by which who waits for it hears of its end without the bytes.
+        """
+
+        def done(block: pa.Table) -> pa.Table:
+            asked = (worker, *arguments)
+            if self._worker is None or asked != self._asked:
+                self._forget()
+                self._asked, self._worker = asked, worker(self, *arguments)
+            return self._worker(block)
+
+        return guarded(done, block), None
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(host, *arguments); what the stage before it held goes."""
-        self._worker = None
+        self._forget()
         return function(self, *arguments)
+
+    def _forget(self) -> None:
+        self._asked, self._worker = (), None
 
     @property
     def classifier(self) -> Classifier:

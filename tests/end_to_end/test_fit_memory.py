@@ -29,7 +29,7 @@ from workflows.training import ray_train
 from workflows.training.epochs import Loop, Seat
 from workflows.training.ray_train import Group
 
-# Of Ray Data and of MLflow's database, to their authors.
+# Of Ray Train and of MLflow's database, to their authors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 _IMAGES, _TRAIN = 64, 48

@@ -25,7 +25,7 @@ from workflows.training.trials import TrialPlan, conclusion, history_of
 from workflows.training.worker import train
 from workflows.workers import repeatable
 
-# Of Ray Data and of MLflow's database, to their authors.
+# Of Ray Train and of MLflow's database, to their authors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -64,7 +64,7 @@ def together(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return trained(plans, tracking=Tracking(experiment="trials"))
+        return trained(plans, at_once=2, tracking=Tracking(experiment="trials"))
 
 
 def test_pixels_are_the_archives_and_what_cannot_be_decoded_has_a_reason(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from storage.errors import ArchiveError
 from storage.objects import Objects
 from workflows.commits import guarded, shard_result
 from workflows.shards import ShardReader
@@ -32,6 +33,14 @@ class TellingReader:
         return block
 
 
+class Unreachable(TellingReader):
+    """Its archive has gone."""
+
+    def read(self, shard: int, *, skip: Collection[str] = (), only: Collection[str] | None = None) -> pa.Table:
+        (self.folder / f"asked-{shard}").touch()
+        raise ArchiveError("the archive does not answer")
+
+
 class Idle:
     """Every image is done at once. output: the process that did it."""
 
@@ -50,7 +59,7 @@ class Dying(Idle):
 
     def __init__(self, host: ModelHost, folder: Path, times: int) -> None:
         super().__init__(host)
-        self._deaths = [folder / f"death-{time}" for time in range(times)]
+        self._deaths = [folder / f"death-{number}" for number in range(times)]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if block["shard"][0].as_py() == 2:
@@ -70,6 +79,13 @@ class Failing(Idle):
         return super()._answer(block)
 
 
+class Unmade(Idle):
+    """Cannot be made."""
+
+    def __init__(self, host: ModelHost) -> None:
+        raise MemoryError("no room for the scales")
+
+
 class Slow(Idle):
     """Waits until three of all shards are read and not yet committed, `patience` seconds at most, and leaves a file
     that says how many there were."""
@@ -83,8 +99,8 @@ class Slow(Idle):
     def _answer(self, block: pa.Table) -> pa.Table:
         deadline = time.monotonic() + self._patience
         while True:
+            read = len(list(self._folder.glob("read-*")))  # first: what is committed meanwhile counts for less
             done = len(list(self._folder.glob("run/.ledger/profile/*.json")))
-            read = len(list(self._folder.glob("read-*")))
             if read - done >= 3 or read == self._shards or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
@@ -100,3 +116,12 @@ def under_way(folder: Path) -> int:
 def process(host: ModelHost) -> bytes:
     """As Idle says it."""
     return str(os.getpid()).encode()
+
+
+def dying(host: ModelHost, folder: Path, times: int) -> str:
+    """Ends its process, the first `times`."""
+    for death in [folder / f"death-{number}" for number in range(times)]:
+        if not death.exists():
+            death.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"

@@ -1,18 +1,31 @@
 """A pass over small shards on a real Ray: what is lost is begun anew, counted, bounded, or ends the pass in words."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
-from storage.errors import LucencyError
+from storage.errors import ArchiveError, LucencyError
 from storage.ledger import Ledger
 from storage.objects import Objects
 from storage.tables import write_table
 from tests.small_audits import write_archive
-from tests.workflows.small_passes import Dying, Failing, Idle, Slow, TellingReader, process, under_way
+from tests.workflows.small_passes import (
+    Dying,
+    Failing,
+    Idle,
+    Slow,
+    TellingReader,
+    Unmade,
+    Unreachable,
+    dying,
+    process,
+    under_way,
+)
 from workflows import passes
 from workflows.cataloguing import build_catalogue, decode_options, open_archive
 from workflows.cluster import place
@@ -118,6 +131,28 @@ def test_a_fault_of_the_model_ends_the_pass_in_its_words(run: Objects, archive: 
     assert 2 not in Ledger(run, "profile").shards()
 
 
+def test_what_a_stage_cannot_make_ends_the_pass_in_its_words(run: Objects, archive: Path, pool: ModelPool) -> None:
+    with pytest.raises(LucencyError, match=r"^profile: shard \d failed: MemoryError: no room for the scales"):
+        passes.run_pass(_pass(run, archive, Unmade), run, dict.fromkeys(range(_SHARDS), ()), pool, SilentProgress())
+
+
+def test_an_archive_that_is_gone_ends_the_pass_at_once(
+    run: Objects, archive: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "find_killers", _no_search)
+    work = _pass(run, archive, Idle, attempts=3)
+    gone = replace(work, reader=Unreachable(work.reader.reader, tmp_path))  # type: ignore[attr-defined, arg-type]
+    with pytest.raises(ArchiveError, match=r"^the archive does not answer$"):
+        passes.run_pass(gone, run, dict.fromkeys(range(_SHARDS), ()), pool, SilentProgress())
+
+
+def test_work_that_ends_its_process_is_begun_as_often_as_asked(pool: ModelPool, tmp_path: Path) -> None:
+    assert pool.run_alone(3, dying, tmp_path, 2) == "alive"
+    with pytest.raises(RayActorError):
+        pool.run_alone(1, dying, tmp_path, 3)
+    assert pool.run_alone(1, dying, tmp_path, 0) == "alive"
+
+
 def test_processes_that_cannot_begin_end_the_pass_in_words(run: Objects, archive: Path, shared_ray: None) -> None:
     with (
         ModelPool(place(Engine(workers=1)), ray.put("no package")) as broken,  # type: ignore[arg-type]
@@ -141,7 +176,7 @@ def test_stages_share_a_process_and_each_has_a_worker_of_its_own(run: Objects, a
     assert _run(_pass(run, archive, Idle), run, pool) == _IMAGES
     ledger = Ledger(run, "profile")
     made = {bytes(ledger.output(shard, "npz")) for shard in ledger.shards()}
-    assert made == {ray.get(pool.run(process))}
+    assert made == {pool.run_alone(1, process)}
     with pytest.raises(LucencyError, match="no such cell"):
         passes.run_pass(
             _pass(run, archive, Failing, stage="next"), run, dict.fromkeys(range(_SHARDS), ()), pool, SilentProgress()
