@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 ROOMS := storage tasks workflows
 CODE := $(ROOMS) benchmarks examples tests docs
 PROCESSES ?= 2
-# One thread each, unless OMP_NUM_THREADS says more; at the end what was skipped and what took longest.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile \
+# One thread each, unless OMP_NUM_THREADS says more. Bytecode is kept: hundreds of processes start. At the end comes what
+# was skipped and what took longest.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile \
 	--no-loadscope-reorder -rs --durations=10
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -64,6 +65,6 @@ $(VENV)/bin/python:
 
 # One install a set of extras: demo is what a user has, test and dev add tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) \
+	$(if $(UV),$(UV) pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install) \
 		--quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
