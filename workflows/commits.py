@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from storage.arrays import write_features, write_maps, write_pixels
 from storage.ledger import Ledger, Manifest
@@ -56,6 +57,8 @@ def guarded(work: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
     """
     try:
         return work(block)
+    except RayError:  # what was lost with a machine, such as a stage's settings: the shard is begun anew
+        raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"

@@ -46,6 +46,7 @@ class ModelPool:
         try:
             ray.get(ready)
         except RayError:
+            ray.kill(actor)  # out of reach it may live on, and keep its room
             self._actors.remove(actor)
             self._lost = 0 if actor in self._met else self._lost + 1
             if self._lost < _STARTS:
@@ -80,7 +81,7 @@ class ModelPool:
         """End the actors. The next stage starts others."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._met = [], []
+        self._actors, self._met, self._lost = [], [], 0
 
     def __enter__(self) -> Self:
         return self
