@@ -36,7 +36,7 @@ def run_pass(
 ) -> None:
     """Bring every shard to its manifest. shards: by number, the ids that an earlier pass rejected.
 
-    Raises LucencyError when the model or a store fails, or when shards keep dying without an image to blame.
+    Raises LucencyError when the model, the archive or a store fails, or when shards die and no image is to blame.
     """
     ledger = Ledger(run, work.stage)
     searched = Ledger(run, f"{work.stage}-search")

@@ -136,7 +136,7 @@ def test_what_a_stage_cannot_make_ends_the_pass_in_its_words(run: Objects, archi
         passes.run_pass(_pass(run, archive, Unmade), run, dict.fromkeys(range(_SHARDS), ()), pool, SilentProgress())
 
 
-def test_an_archive_that_is_gone_ends_the_pass_at_once(
+def test_an_archive_that_is_gone_ends_the_pass_in_its_words_and_is_not_searched(
     run: Objects, archive: Path, pool: ModelPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes, "find_killers", _no_search)
